@@ -1,0 +1,4 @@
+//! wip
+pub mod clock;
+pub mod meter;
+pub mod smtp;

@@ -1,0 +1,61 @@
+//! Keys of tables: what is counted under, in sixteen bytes.
+//!
+//! SipHash-1-3 with 128 bits under a secret of this host. Nobody outside can aim at a key of
+//! somebody else, a table holds no addresses, and two keys meet by chance with a probability of
+//! 2^-64 only once there are some four thousand million of them.
+
+use siphasher::sip128::{Hasher128, SipHasher13};
+use std::hash::Hasher;
+
+/// The name of one entry in a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Key([u64; 2]);
+
+/// The secret that keys are made with. Sixteen bytes from the system's random numbers.
+#[derive(Clone)]
+pub struct Secret([u8; 16]);
+
+impl Secret {
+    /// A secret of these bytes.
+    pub fn new(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// Begins a key. The `purpose` keeps keys of different uses apart.
+    pub fn key(&self, purpose: &str) -> KeyMaker {
+        KeyMaker(SipHasher13::new_with_key(&self.0)).part(purpose.as_bytes())
+    }
+}
+
+/// A key in the making.
+pub struct KeyMaker(SipHasher13);
+
+impl KeyMaker {
+    /// Adds a part. Its length goes in as well, so that no two lists of parts look the same.
+    #[must_use]
+    pub fn part(mut self, bytes: &[u8]) -> Self {
+        self.0.write_u64(bytes.len() as u64);
+        self.0.write(bytes);
+        self
+    }
+
+    /// The finished key.
+    pub fn finish(self) -> Key {
+        let hash = self.0.finish128();
+        Key([hash.h1, hash.h2])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_boundary_between_parts_makes_a_difference() {
+        let secret = Secret::new([7; 16]);
+        let key = |a: &str, b: &str| secret.key("x").part(a.as_bytes()).part(b.as_bytes()).finish();
+        assert_eq!(key("ab", "c"), key("ab", "c"));
+        assert_ne!(key("ab", "c"), key("a", "bc"));
+        assert_ne!(key("ab", "c"), Secret::new([8; 16]).key("x").part(b"ab").part(b"c").finish());
+    }
+}

@@ -1,0 +1,8 @@
+//! The arithmetic of limits. It knows nothing of mail.
+
+pub mod gcra;
+pub mod key;
+pub mod quota;
+pub mod record;
+pub mod table;
+pub mod units;

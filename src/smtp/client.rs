@@ -1,0 +1,121 @@
+//! The SMTP client: who connects to the MTA, and what it counts under.
+
+use std::fmt::{self, Display, Formatter};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::address::ClientText;
+
+/// A client and what it has told about itself in this session.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// Its address; an IPv4 address mapped into IPv6 is the IPv4 address (RFC 4291, 2.5.5.2).
+    address: IpAddr,
+    /// Its forward-confirmed name, in lower case; none if it has none.
+    name: Option<Box<str>>,
+    /// The argument of its last HELO or EHLO.
+    pub helo: Option<ClientText>,
+    /// The name it has authenticated as.
+    pub user: Option<Box<str>>,
+}
+
+impl Client {
+    /// A client by its address.
+    pub fn new(address: IpAddr) -> Self {
+        Self { address: address.to_canonical(), name: None, helo: None, user: None }
+    }
+
+    /// The same with a forward-confirmed name.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> Self {
+        self.name = Some(name.trim_end_matches('.').to_ascii_lowercase().into());
+        self
+    }
+
+    /// Its address, never an IPv4-mapped one.
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// Its forward-confirmed name.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// Whether it has authenticated (RFC 4954).
+    pub fn authenticated(&self) -> bool {
+        self.user.is_some()
+    }
+}
+
+/// How many leading bits of an address make the network under which a client counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefixes {
+    /// For IPv4, at most 32.
+    pub ipv4: u8,
+    /// For IPv6, at most 128. A site gets a /64 at least, so single addresses say nothing.
+    pub ipv6: u8,
+}
+
+/// The prefix a client counts under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Network(IpNet);
+
+impl Network {
+    /// The network of an address.
+    pub fn of(address: IpAddr, prefixes: Prefixes) -> Self {
+        let bits = match address {
+            IpAddr::V4(_) => prefixes.ipv4.min(32),
+            IpAddr::V6(_) => prefixes.ipv6.min(128),
+        };
+        Self(IpNet::new_assert(address, bits).trunc())
+    }
+
+    /// Bytes that differ for any two networks.
+    pub fn octets(&self) -> [u8; 18] {
+        let mut octets = [0; 18];
+        octets[1] = self.0.prefix_len();
+        match self.0.addr() {
+            IpAddr::V4(v4) => {
+                octets[0] = 4;
+                octets[2..6].copy_from_slice(&v4.octets());
+            }
+            IpAddr::V6(v6) => {
+                octets[0] = 6;
+                octets[2..].copy_from_slice(&v6.octets());
+            }
+        }
+        octets
+    }
+}
+
+impl Display for Network {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        Display::fmt(&self.0, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_counts_under_its_network_whatever_its_address_was_written_as() {
+        let prefixes = Prefixes { ipv4: 24, ipv6: 64 };
+        let network = |text: &str| {
+            Network::of(Client::new(text.parse().unwrap()).address(), prefixes).to_string()
+        };
+        assert_eq!(network("192.0.2.7"), "192.0.2.0/24");
+        assert_eq!(network("::ffff:192.0.2.7"), "192.0.2.0/24");
+        assert_eq!(network("2001:db8:0:1:2::3"), "2001:db8:0:1::/64");
+    }
+
+    #[test]
+    fn networks_of_both_families_have_octets_of_their_own() {
+        let octets = |text: &str| Network(text.parse().unwrap()).octets();
+        let all = ["0.0.0.0/0", "0.0.0.0/32", "::/0", "::/128", "192.0.2.1/32", "::c000:201/128"];
+        let distinct: std::collections::HashSet<_> = all.iter().map(|t| octets(t)).collect();
+        assert_eq!(distinct.len(), all.len());
+    }
+}

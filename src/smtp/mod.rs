@@ -1,0 +1,8 @@
+//! The words of mail (RFC 5321), as values only.
+
+pub mod address;
+pub mod client;
+pub mod event;
+pub mod reply;
+pub mod template;
+pub mod transaction;

@@ -1,0 +1,272 @@
+//! A private Postfix on loopback: its own settings, queue, log and mailbox in a temporary folder,
+//! no DNS, no limits of its own, run as our child and gone with the value. It needs root, as every
+//! Postfix does, and only what `apt-get install postfix` brings (SASL apart, see `with_user`).
+
+use super::{Folder, free_port, wait_until};
+use rustix::process::{Pid, Signal, geteuid, kill_process_group};
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::SystemTime;
+
+/// Mail to anyone in this domain is delivered into the one mailbox; no other domain is served.
+pub const DOMAIN: &str = "example.org";
+/// How this Postfix calls itself, and so what its own replies name.
+pub const HOSTNAME: &str = "mx.example.org";
+
+pub struct Postfix {
+    /// Plain SMTP: the client's address is the one it connects from. XCLIENT may tell a name.
+    pub smtp: SocketAddr,
+    /// SMTP behind a PROXY protocol line, which gives the client any address, IPv6 too.
+    pub proxied: SocketAddr,
+    master: Child,
+    folder: Folder,
+}
+
+/// What a Postfix is started with; `Postfix::plain()` and `Postfix::with_milter()` begin one.
+#[derive(Default)]
+pub struct Settings {
+    milter: Option<String>,
+    user: Option<(String, String)>,
+}
+
+impl Postfix {
+    pub fn plain() -> Settings {
+        Settings::default()
+    }
+
+    /// `endpoint` is in Postfix's words: `inet:127.0.0.1:7421` or `unix:/path`.
+    pub fn with_milter(endpoint: &str) -> Settings {
+        Settings { milter: Some(endpoint.to_owned()), user: None }
+    }
+
+    /// Every message delivered so far, whole, in no promised order.
+    pub fn mailbox(&self) -> Vec<String> {
+        let Ok(files) = fs::read_dir(self.folder.path().join("mail/inbox/new")) else {
+            return Vec::new(); // the first delivery makes it
+        };
+        files.map(|file| fs::read_to_string(file.unwrap().path()).unwrap()).collect()
+    }
+
+    /// Waits until the mailbox holds exactly these recipients' copies (local parts, any order).
+    pub fn delivered(&self, recipients: &[&str]) {
+        let mut wanted: Vec<String> =
+            recipients.iter().map(|to| format!("{to}@{DOMAIN}")).collect();
+        wanted.sort();
+        wait_until(&format!("mail to {wanted:?}; log:\n{}", self.log()), || {
+            let mut got: Vec<String> = self.mailbox().iter().map(|m| recipient(m)).collect();
+            got.sort();
+            assert!(got.len() <= wanted.len(), "more mail than sent: {got:?}, not {wanted:?}");
+            (got == wanted).then_some(())
+        });
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Settings {
+    /// Makes this user known to SMTP AUTH (PLAIN, over Cyrus SASL's own small database).
+    pub fn with_user(mut self, name: &str, password: &str) -> Self {
+        self.user = Some((name.to_owned(), password.to_owned()));
+        self
+    }
+
+    pub fn start(self) -> Postfix {
+        let daemons = daemon_directory();
+        let folder = Folder::new("postfix");
+        let (smtp, proxied) = (free_port(), free_port());
+        let mut main = main_cf(folder.path());
+        if let Some(endpoint) = &self.milter {
+            // The documented set-up, word for word.
+            main += &format!(
+                "smtpd_milters = {{ {endpoint}, default_action=accept, \
+                 connect_timeout=5s, command_timeout=5s }}\n"
+            );
+        }
+        if let Some((name, password)) = &self.user {
+            main += &sasl(&folder, name, password);
+        }
+        for (name, text) in [("main.cf", main), ("master.cf", master_cf(smtp, proxied))] {
+            let file = fs::File::open(folder.write(name, &text)).unwrap();
+            // Postfix trusts only a file that has stopped changing, and would wait two seconds.
+            file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        }
+        make_queue(folder.path());
+        let master = Command::new("setpriv") // so that Postfix ends even when we are killed
+            .args(["--pdeathsig", "TERM", "--"])
+            .arg(daemons.join("master"))
+            .arg("-d") // stays our child, and says on stderr why it cannot start
+            .arg("-c")
+            .arg(folder.path())
+            .env("MAIL_CONFIG", folder.path())
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("setpriv (util-linux) starts Postfix's master");
+        let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let mut postfix = Postfix { smtp: local(smtp), proxied: local(proxied), master, folder };
+        // Its log tells, because to knock at its port would already be a milter session.
+        wait_until("Postfix to listen", || {
+            if let Some(status) = postfix.master.try_wait().unwrap() {
+                panic!("Postfix's master ended with {status}; its log:\n{}", postfix.log());
+            }
+            postfix.log().contains("daemon started").then_some(())
+        });
+        postfix
+    }
+}
+
+impl Drop for Postfix {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("--- Postfix's log\n{}---", self.log());
+        }
+        // Queue and mailbox go too, so there is nothing to finish: the whole group at once.
+        let _ = kill_process_group(Pid::from_child(&self.master), Signal::KILL);
+        let _ = self.master.wait();
+    }
+}
+
+fn daemon_directory() -> PathBuf {
+    let missing = "the end-to-end tests need a real Postfix: apt-get install postfix";
+    assert!(geteuid().is_root(), "the end-to-end tests run Postfix: be root");
+    let asked = Command::new("/usr/sbin/postconf").args(["-dh", "daemon_directory"]).output();
+    let output = asked.unwrap_or_else(|e| panic!("{missing} (postconf: {e})"));
+    let path = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
+    assert!(path.join("master").is_file(), "{missing} (no master in {})", path.display());
+    path
+}
+
+fn main_cf(folder: &Path) -> String {
+    let root = folder.display();
+    format!(
+        "compatibility_level = 3.6
+queue_directory = {root}/queue
+data_directory = {root}/data
+maillog_file = {root}/log
+maillog_file_prefixes = {root}
+myhostname = {HOSTNAME}
+mydestination =
+mynetworks =
+inet_protocols = all
+alias_maps =
+virtual_mailbox_domains = {DOMAIN}
+virtual_mailbox_base = {root}/mail
+virtual_mailbox_maps = static:inbox/
+virtual_uid_maps = static:{uid}
+virtual_gid_maps = static:{gid}
+# What reaches no DNS and asks for no name: XCLIENT tells one where a story needs it.
+smtpd_peername_lookup = no
+smtpd_authorized_xclient_hosts = 127.0.0.0/8
+smtpd_relay_restrictions = permit_sasl_authenticated, reject_unauth_destination
+# Only postpone throttles here.
+smtpd_client_connection_count_limit = 0
+smtpd_client_connection_rate_limit = 0
+smtpd_client_event_limit_exceptions = 127.0.0.0/8
+smtpd_error_sleep_time = 0
+smtpd_soft_error_limit = 1000
+smtpd_hard_error_limit = 1000
+smtpd_junk_command_limit = 1000
+",
+        uid = id("passwd", "postfix"),
+        gid = id("group", "postfix"),
+    )
+}
+
+fn master_cf(smtp: u16, proxied: u16) -> String {
+    format!(
+        "127.0.0.1:{smtp} inet n - n - - smtpd
+127.0.0.1:{proxied} inet n - n - - smtpd -o smtpd_upstream_proxy_protocol=haproxy
+cleanup unix n - n - 0 cleanup
+qmgr unix n - n 300 1 qmgr
+rewrite unix - - n - - trivial-rewrite
+bounce unix - - n - 0 bounce
+defer unix - - n - 0 bounce
+trace unix - - n - 0 bounce
+proxymap unix - - n - - proxymap
+error unix - - n - - error
+retry unix - - n - - error
+virtual unix - n n - - virtual
+anvil unix - - n - 1 anvil
+tlsmgr unix - - n 1000? 1 tlsmgr
+postlog unix-dgram n - n - 1 postlogd
+"
+    )
+}
+
+/// The folders Postfix's own installer makes, with the owners it insists on.
+fn make_queue(folder: &Path) {
+    let postfix = (id("passwd", "postfix"), id("group", "postfix"));
+    let make = |name: &str, (uid, gid): (u32, u32), mode: u32| {
+        let path = folder.join(name);
+        fs::create_dir_all(&path).unwrap();
+        chown(&path, Some(uid), Some(gid)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    make("queue", (0, 0), 0o755);
+    make("queue/pid", (0, 0), 0o755);
+    for name in ["data", "mail"] {
+        make(name, postfix, 0o700);
+    }
+    for name in [
+        "active", "bounce", "corrupt", "defer", "deferred", "flush", "hold", "incoming", "private",
+        "saved", "trace",
+    ] {
+        make(&format!("queue/{name}"), postfix, 0o700);
+    }
+    make("queue/public", (postfix.0, id("group", "postdrop")), 0o710);
+    make("queue/maildrop", (postfix.0, id("group", "postdrop")), 0o730);
+}
+
+/// A user's or group's number, from /etc/passwd or /etc/group.
+fn id(file: &str, name: &str) -> u32 {
+    let text = fs::read_to_string(format!("/etc/{file}")).unwrap();
+    let line = text.lines().find(|line| line.split(':').next() == Some(name));
+    let line = line.unwrap_or_else(|| panic!("no {name} in /etc/{file}: apt-get install postfix"));
+    line.split(':').nth(2).and_then(|number| number.parse().ok()).expect("name:x:number")
+}
+
+fn sasl(folder: &Folder, name: &str, password: &str) -> String {
+    let base = folder.path().join("sasldb2");
+    // Debian's Postfix looks in `sasl` beside main.cf, others where cyrus_sasl_config_path says.
+    let place = folder.path().join("sasl");
+    fs::create_dir_all(&place).unwrap();
+    folder.write(
+        "sasl/smtpd.conf",
+        &format!(
+            "pwcheck_method: auxprop\nauxprop_plugin: sasldb\nsasldb_path: {}\nmech_list: PLAIN\n",
+            base.display()
+        ),
+    );
+    let mut made = Command::new("saslpasswd2")
+        .args(["-p", "-c", "-u", HOSTNAME, "-f"])
+        .arg(&base)
+        .arg(name)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|e| panic!("apt-get install sasl2-bin libsasl2-modules ({e})"));
+    std::io::Write::write_all(&mut made.stdin.take().unwrap(), password.as_bytes()).unwrap();
+    assert!(made.wait().unwrap().success(), "saslpasswd2 failed");
+    chown(&base, Some(id("passwd", "postfix")), None).unwrap();
+    format!(
+        "smtpd_sasl_auth_enable = yes
+smtpd_sasl_path = smtpd
+smtpd_sasl_local_domain = {HOSTNAME}
+cyrus_sasl_config_path = {}
+",
+        place.display()
+    )
+}
+
+/// Whose copy of a message this is; Postfix writes one copy for each.
+fn recipient(message: &str) -> String {
+    let line = message.lines().find_map(|line| line.strip_prefix("Delivered-To: "));
+    line.expect("virtual(8) writes Delivered-To").to_owned()
+}
