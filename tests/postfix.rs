@@ -1,23 +1,491 @@
+//! The stories an operator would tell: a real Postfix with postpone as its milter, and real clients
+//! on loopback who are told to come back later, or are not. What is asserted is what the client
+//! saw, what the mailbox holds, and what log and counters say.
+
 mod support;
+
+use rustix::process::Signal;
+use support::daemon::{Daemon, HOSTNAME, field};
 use support::postfix::Postfix;
-use support::smtp::Client;
+use support::smtp::{Client, Reply, is_open, swaks};
+use support::{stopwatch, wait_until};
+
+/// What the log says after a reload that worked, and after one that failed: where the mistake is
+/// (in these settings a limit's quota stands in the fifth line).
+const RELOADED: &str = "reloaded";
+const MISTAKE: &str = "postpone.toml:5";
+/// The metrics' names, once: `reason` and `action` label the decisions, shadowed ones apart.
+const DECISIONS: &str = "postpone_decisions_total";
+const SHADOWED: &str = "postpone_shadowed_total";
+const SESSIONS_OPEN: &str = "postpone_sessions_open";
+
+const SENDER: &str = "sender@example.net";
+/// Three clients of different networks.
+const ANNA: &str = "127.1.2.3";
+const BERT: &str = "127.4.5.6";
+const CARL: &str = "127.7.8.9";
+
+/// Postpone with this policy, and a Postfix that asks it.
+fn mx(policy: &str) -> (Daemon, Postfix) {
+    let daemon = Daemon::start(policy);
+    let postfix = Postfix::with_milter(&daemon.endpoint).start();
+    (daemon, postfix)
+}
+
+fn velocity(quota: &str, more: &str) -> String {
+    limit("velocity", "messages", &format!("quota = \"{quota}\"\n{more}"))
+}
+
+fn limit(name: &str, count: &str, rest: &str) -> String {
+    format!("[[limit]]\nname = \"{name}\"\ncount = \"{count}\"\nper = [\"network\"]\n{rest}\n")
+}
+
+/// Nothing but greylisting: the built-in limits would not bear how impatiently we retry.
+fn greylist(more: &str) -> String {
+    format!("limit = []\n[greylist]\nmode = \"enforce\"\ndelay = \"1s\"\n{more}")
+}
+
+fn greeted(postfix: &Postfix, source: &str) -> Client {
+    let mut client = Client::connect(postfix.smtp, source);
+    client.greeting.clone().expect(220);
+    client.helo().expect(250);
+    client
+}
+
+/// A whole visit: one message, all of it accepted.
+fn visit(postfix: &Postfix, source: &str, to: &str) {
+    let mut client = greeted(postfix, source);
+    client.deliver(SENDER, &[to]);
+    client.quit();
+}
+
+/// The reply is ours, whole, and the server hung up.
+#[track_caller]
+fn told(reply: Reply, client: Client, enhanced: &str, phrase: &str) {
+    assert_eq!((reply.code, reply.enhanced.as_str()), (421, enhanced), "{reply:?}");
+    assert!(reply.text.starts_with(HOSTNAME) && reply.text.contains(phrase), "{reply:?}");
+    assert!(reply.wait_secs() > 0, "{reply:?}");
+    client.closed();
+}
+
+fn no_session_is_left(daemon: &Daemon) {
+    wait_until("every session to be given back", || {
+        (daemon.metric(SESSIONS_OPEN, &[]) == 0.0).then_some(())
+    });
+}
 
 #[test]
 fn a_private_postfix_delivers() {
-    let t = std::time::Instant::now();
     let postfix = Postfix::plain().with_user("alice", "secret").start();
-    eprintln!("up {:?}", t.elapsed());
-    let mut client = Client::connect(postfix.smtp, "127.1.2.3");
+    let mut client = Client::connect(postfix.smtp, ANNA);
     client.ehlo().expect(250);
+    client.auth_plain("alice", "wrong").expect(535);
     client.auth_plain("alice", "secret").expect(235);
-    client.deliver("sender@example.net", &["a", "b"]);
+    client.deliver(SENDER, &["a", "b"]);
     client.quit();
     let mut client = Client::proxied(postfix.proxied, "2001:db8::7");
     client.helo().expect(250);
-    client.deliver("sender@example.net", &["c"]);
+    client.deliver(SENDER, &["c"]);
+    client.quit();
     postfix.delivered(&["a", "b", "c"]);
-    eprintln!("deli {:?}", t.elapsed());
-    let t = std::time::Instant::now();
-    drop(postfix);
-    eprintln!("drop {:?}", t.elapsed());
+    assert!(postfix.log().contains("client=unknown[2001:db8::7]"), "{}", postfix.log());
+}
+
+#[test]
+fn too_many_sessions_at_once_are_told_at_helo() {
+    let (daemon, postfix) = mx(&limit("sessions", "sessions", "max = 2\nretry = \"1m\""));
+    let first = greeted(&postfix, ANNA);
+    let second = greeted(&postfix, ANNA);
+    let mut third = Client::connect(postfix.smtp, ANNA);
+    third.greeting.clone().expect(220);
+    let reply = third.helo();
+    told(reply, third, "4.7.0", "Too many concurrent connections from your network");
+    daemon.decision(&[("action", "close"), ("limit", "sessions"), ("client", ANNA)]);
+
+    visit(&postfix, BERT, "bert"); // another network is not concerned
+    first.quit();
+    wait_until("the session given back to be free", || {
+        let mut fourth = Client::connect(postfix.smtp, ANNA);
+        let admitted = fourth.greeting.code == 220 && fourth.helo().code == 250;
+        admitted.then(|| fourth.deliver(SENDER, &["anna"]))
+    });
+    postfix.delivered(&["anna", "bert"]);
+    second.quit();
+    no_session_is_left(&daemon);
+}
+
+#[test]
+fn silent_sessions_cannot_pile_up() {
+    let (daemon, postfix) = mx(&limit("sessions", "sessions", "max = 1\nretry = \"1m\""));
+    let admitted = greeted(&postfix, ANNA);
+    let silent = Client::connect(postfix.smtp, ANNA);
+    silent.greeting.clone().expect(220);
+    // At CONNECT the MTA drops our text and writes its own.
+    let closed = Client::connect(postfix.smtp, ANNA);
+    let greeting = closed.greeting.clone().expect(421);
+    assert!(greeting.text.contains("Service unavailable"), "{greeting:?}");
+    closed.closed();
+    daemon.decision(&[("action", "close"), ("limit", "sessions"), ("event", "connect")]);
+    drop(silent);
+    admitted.quit();
+    no_session_is_left(&daemon);
+}
+
+#[test]
+fn connecting_too_often_is_told_at_helo_until_the_quota_has_refilled() {
+    let passed = stopwatch();
+    let (daemon, postfix) = mx(&limit("connections", "connections", "quota = \"2/4s\""));
+    let attempt = || {
+        let mut client = Client::connect(postfix.smtp, ANNA);
+        let reply = client.ehlo();
+        (client, reply)
+    };
+    // However slow the machine: faster than one in two seconds, so soon one is too many.
+    let (refused, reply) = wait_until("a refusal", || Some(attempt()).filter(|a| a.1.code != 250));
+    told(reply, refused, "4.7.0", "");
+    daemon.decision(&[("action", "close"), ("reason", "rate"), ("limit", "connections")]);
+    let (mut client, _) = wait_until("a pass", || Some(attempt()).filter(|a| a.1.code == 250));
+    // The third charge at the least, and all came after we began.
+    assert!(passed().as_secs_f64() >= 2.0, "let in {:?} after the first", passed());
+    client.deliver(SENDER, &["one"]);
+    postfix.delivered(&["one"]);
+}
+
+#[test]
+fn sending_too_fast_is_told_at_mail() {
+    let (daemon, postfix) = mx(&velocity("2/1h", ""));
+    let mut client = greeted(&postfix, ANNA);
+    client.deliver(SENDER, &["one"]);
+    client.deliver(SENDER, &["two"]);
+    let reply = client.mail(SENDER);
+    told(reply, client, "4.7.0", "");
+    let line = daemon.decision(&[("action", "close"), ("reason", "rate"), ("limit", "velocity")]);
+    let seen = ["client", "event", "mode", "threshold"].map(|key| field(&line, key));
+    assert_eq!(seen, [Some(ANNA), Some("mail"), Some("enforce"), Some("2/1h")], "{line}");
+    visit(&postfix, BERT, "bert");
+    postfix.delivered(&["one", "two", "bert"]);
+    assert_eq!(daemon.metric(DECISIONS, &[("reason", "rate"), ("action", "close")]), 1.0);
+}
+
+#[test]
+fn a_message_that_never_came_costs_nothing() {
+    let (_daemon, postfix) = mx(&velocity("1/1h", ""));
+    let mut client = greeted(&postfix, ANNA);
+    for _ in 0..3 {
+        client.mail(SENDER).expect(250);
+        client.rcpt("nobody").expect(250);
+        client.say("RSET").expect(250);
+    }
+    client.deliver(SENDER, &["one"]);
+    client.mail(SENDER).expect(421);
+    postfix.delivered(&["one"]);
+}
+
+#[test]
+fn surplus_recipients_are_told_452_and_reached_by_retrying() {
+    let passed = stopwatch();
+    let (daemon, postfix) = mx(&limit("recipients", "recipients", "quota = \"3/6s\""));
+    let everyone = ["a", "b", "c", "d", "e"];
+    let mut waiting = everyone.to_vec();
+    let mut client = greeted(&postfix, ANNA);
+    client.mail(SENDER).expect(250);
+    for to in everyone {
+        let reply = client.rcpt(to);
+        if reply.code == 250 {
+            waiting.retain(|other| *other != to);
+        } else {
+            assert_eq!((reply.code, reply.enhanced.as_str()), (452, "4.5.3"), "{reply:?}");
+        }
+    }
+    assert!(waiting.contains(&"e"), "nothing was deferred");
+    client.data().expect(354);
+    client.message().expect(250);
+    client.quit();
+    daemon.decision(&[("action", "defer"), ("limit", "recipients"), ("event", "rcpt")]);
+
+    // As every sending MTA does: the deferred ones alone, again and again.
+    wait_until("the last recipient to pass", || {
+        let mut client = greeted(&postfix, ANNA);
+        client.mail(SENDER).expect(250);
+        let before = waiting.len();
+        waiting.retain(|to| client.rcpt(to).code != 250);
+        if waiting.len() < before {
+            client.data().expect(354);
+            client.message().expect(250);
+        }
+        waiting.is_empty().then_some(())
+    });
+    assert!(passed().as_secs_f64() >= 4.0, "five of 3/6s after {:?}", passed());
+    postfix.delivered(&everyone);
+}
+
+#[test]
+fn a_recipient_limit_by_421_never_throws_away_who_was_accepted() {
+    let reply = r#"reply = "421 4.7.0 {hostname} Too many recipients; retry in {wait} seconds""#;
+    let quota = format!("quota = \"2/1h\"\n{reply}");
+    let (_daemon, postfix) = mx(&limit("recipients", "recipients", &quota));
+    let mut client = greeted(&postfix, ANNA);
+    client.mail(SENDER).expect(250);
+    client.rcpt("a").expect(250);
+    client.rcpt("b").expect(250);
+    let surplus = client.rcpt("c");
+    assert!((450..=452).contains(&surplus.code), "{surplus:?}");
+    client.data().expect(354);
+    client.message().expect(250);
+    client.mail(SENDER).expect(250);
+    let reply = client.rcpt("c"); // nobody is accepted yet, so nothing is lost by hanging up
+    told(reply, client, "4.7.0", "Too many recipients");
+    postfix.delivered(&["a", "b"]);
+}
+
+#[test]
+fn a_first_contact_is_greylisted_at_rcpt_and_passes_later() {
+    let passed = stopwatch();
+    let (daemon, postfix) = mx(&greylist(""));
+    let mut client = greeted(&postfix, ANNA);
+    client.mail(SENDER).expect(250);
+    let reply = client.rcpt("one").expect(451);
+    assert_eq!(reply.enhanced, "4.7.1", "{reply:?}");
+    assert!(reply.text.starts_with(&format!("{HOSTNAME} First contact; retry in ")), "{reply:?}");
+    client.quit(); // it was not hung up
+    daemon.decision(&[("action", "defer"), ("reason", "greylist"), ("event", "rcpt")]);
+
+    wait_until("the second attempt to pass", || {
+        let mut client = greeted(&postfix, ANNA);
+        client.mail(SENDER).expect(250);
+        if client.rcpt("one").code != 250 {
+            return None;
+        }
+        client.data().expect(354);
+        client.message().expect(250);
+        Some(())
+    });
+    assert!(passed().as_secs_f64() >= 1.0, "passed after {:?}", passed());
+    visit(&postfix, ANNA, "one"); // and is known from now on
+    postfix.delivered(&["one", "one"]);
+}
+
+#[test]
+fn greylisting_by_421_speaks_at_data_when_every_recipient_was_seen() {
+    let reply = r#"reply = "421 4.7.1 {hostname} First contact; retry in {wait} seconds""#;
+    let (daemon, postfix) = mx(&greylist(reply));
+    let attempt = || {
+        let mut client = greeted(&postfix, ANNA);
+        client.mail(SENDER).expect(250);
+        client.rcpt("one").expect(250);
+        client.rcpt("two").expect(250);
+        let reply = client.data();
+        (client, reply)
+    };
+    let (client, reply) = attempt();
+    told(reply, client, "4.7.1", "First contact");
+    daemon.decision(&[("action", "close"), ("reason", "greylist"), ("event", "data")]);
+    // The delay of both ran from the first attempt: one later attempt brings both.
+    wait_until("the second attempt to pass", || {
+        let (mut client, reply) = attempt();
+        (reply.code == 354).then(|| client.message().expect(250))
+    });
+    postfix.delivered(&["one", "two"]);
+}
+
+#[test]
+fn who_skips_helo_is_told_at_mail() {
+    let (_daemon, postfix) = mx(&limit("connections", "connections", "quota = \"1/1h\""));
+    visit(&postfix, ANNA, "one");
+    let mut client = Client::connect(postfix.smtp, ANNA);
+    client.greeting.clone().expect(220);
+    let reply = client.mail(SENDER);
+    told(reply, client, "4.7.0", "");
+}
+
+#[test]
+fn the_real_client_swaks_shows_the_refusal() {
+    let (_daemon, postfix) = mx(&velocity("1/1h", ""));
+    let first = swaks(postfix.smtp, ANNA, SENDER, "one");
+    assert!(first.contains("<-  250 2.0.0 Ok: queued"), "{first}");
+    let second = swaks(postfix.smtp, ANNA, SENDER, "two");
+    assert!(second.contains(&format!("<** 421 4.7.0 {HOSTNAME} ")), "{second}");
+    postfix.delivered(&["one"]);
+}
+
+#[test]
+fn the_allowlisted_are_never_asked() {
+    let access = "[access]\nallow = [\"127.4.0.0/16\", \".partner.example\"]\n";
+    let (daemon, postfix) = mx(&format!("{access}{}", velocity("1/1h", "")));
+    let mut listed = greeted(&postfix, BERT);
+    for to in ["b1", "b2", "b3"] {
+        listed.deliver(SENDER, &[to]);
+    }
+    let mut named = Client::connect(postfix.smtp, CARL);
+    named.ehlo().expect(250);
+    named.say("XCLIENT NAME=out.partner.example ADDR=192.0.2.9").expect(220);
+    named.helo().expect(250);
+    for to in ["c1", "c2", "c3"] {
+        named.deliver(SENDER, &[to]);
+    }
+    let mut other = greeted(&postfix, ANNA);
+    other.deliver(SENDER, &["a1"]);
+    other.mail(SENDER).expect(421);
+    postfix.delivered(&["b1", "b2", "b3", "c1", "c2", "c3", "a1"]);
+    assert_eq!(daemon.metric(DECISIONS, &[("action", "close")]), 1.0);
+}
+
+#[test]
+fn the_authenticated_are_exempt_where_the_listener_speaks_at_mail() {
+    let daemon = Daemon::speaking("mail", &limit("connections", "connections", "quota = \"1/1h\""));
+    let postfix = Postfix::with_milter(&daemon.endpoint).with_user("alice", "secret").start();
+    visit(&postfix, ANNA, "one");
+    for to in ["two", "three"] {
+        let mut alice = Client::connect(postfix.smtp, ANNA);
+        alice.ehlo().expect(250); // over the limit by now, yet nothing is said before MAIL
+        alice.auth_plain("alice", "secret").expect(235);
+        alice.deliver(SENDER, &[to]);
+        alice.quit();
+    }
+    let mut stranger = greeted(&postfix, ANNA);
+    let reply = stranger.mail(SENDER);
+    told(reply, stranger, "4.7.0", "");
+    postfix.delivered(&["one", "two", "three"]);
+}
+
+#[test]
+fn shadowed_rules_are_logged_and_counted_apart_but_all_mail_passes() {
+    let policy = velocity("1/1h", "mode = \"shadow\"") + "[greylist]\nmode = \"shadow\"";
+    let (daemon, postfix) = mx(&policy);
+    for to in ["one", "two", "three"] {
+        visit(&postfix, ANNA, to);
+    }
+    postfix.delivered(&["one", "two", "three"]);
+    daemon.decision(&[("mode", "shadow"), ("reason", "rate"), ("action", "pass")]);
+    daemon.decision(&[("mode", "shadow"), ("reason", "greylist"), ("action", "pass")]);
+    assert_eq!(daemon.metric(SHADOWED, &[("reason", "rate")]), 2.0);
+    assert_eq!(daemon.metric(SHADOWED, &[("reason", "greylist")]), 3.0);
+    assert_eq!(daemon.metric(DECISIONS, &[("action", "close")]), 0.0);
+    assert_eq!(daemon.metric(DECISIONS, &[("action", "defer")]), 0.0);
+}
+
+#[test]
+fn a_good_reload_holds_for_new_sessions_and_keeps_what_was_counted() {
+    let (daemon, postfix) = mx(&velocity("2/1h", ""));
+    let mut early = greeted(&postfix, ANNA);
+    visit(&postfix, ANNA, "one");
+    visit(&postfix, ANNA, "two");
+    daemon.reload(&velocity("2/1h burst 3", ""));
+    daemon.line("the reload", |line| line.contains(RELOADED));
+    // Two of three are spent: one more passes, not three.
+    visit(&postfix, ANNA, "three");
+    greeted(&postfix, ANNA).mail(SENDER).expect(421);
+    daemon.decision(&[("limit", "velocity"), ("threshold", "2/1h burst 3")]);
+    // A session keeps the policy it began with.
+    early.mail(SENDER).expect(421);
+    daemon.decision(&[("limit", "velocity"), ("threshold", "2/1h")]);
+    postfix.delivered(&["one", "two", "three"]);
+}
+
+#[test]
+fn a_bad_reload_changes_nothing_and_says_why() {
+    let (daemon, postfix) = mx(&velocity("1/1h", ""));
+    let mut early = greeted(&postfix, BERT);
+    visit(&postfix, ANNA, "one");
+    daemon.reload(&velocity("often", ""));
+    daemon.line("the mistake's place", |line| line.contains(MISTAKE));
+    greeted(&postfix, ANNA).mail(SENDER).expect(421); // still counted
+    visit(&postfix, CARL, "carl"); // still served
+    early.deliver(SENDER, &["bert"]); // still the same session
+    early.mail(SENDER).expect(421);
+    postfix.delivered(&["one", "carl", "bert"]);
+}
+
+#[test]
+fn after_sigterm_running_sessions_finish_and_new_ones_pass_unasked() {
+    let (mut daemon, postfix) = mx(&velocity("1/1h", ""));
+    visit(&postfix, ANNA, "one");
+    let mut running = greeted(&postfix, BERT);
+    running.mail(SENDER).expect(250);
+    daemon.signal(Signal::TERM);
+    let milter = daemon.endpoint.trim_start_matches("inet:").parse().unwrap();
+    wait_until("the milter's port to close", || (!is_open(milter)).then_some(()));
+    visit(&postfix, ANNA, "two"); // over its limit, but nobody is there to say so
+    running.rcpt("bert").expect(250);
+    running.data().expect(354);
+    running.message().expect(250);
+    running.mail(SENDER).expect(421); // and is still judged
+    assert_eq!(daemon.exit_code(), Some(0));
+    postfix.delivered(&["one", "two", "bert"]);
+}
+
+#[test]
+fn when_the_milter_is_killed_mail_still_flows() {
+    let (mut daemon, postfix) = mx(&velocity("1/1h", ""));
+    let mut running = greeted(&postfix, ANNA);
+    running.mail(SENDER).expect(250);
+    assert_eq!(daemon.metric(SESSIONS_OPEN, &[]), 1.0); // or it would prove nothing
+    daemon.signal(Signal::KILL);
+    assert_eq!(daemon.exit_code(), None);
+    running.rcpt("one").expect(250);
+    running.data().expect(354);
+    running.message().expect(250);
+    running.deliver(SENDER, &["two"]);
+    visit(&postfix, BERT, "bert");
+    postfix.delivered(&["one", "two", "bert"]);
+}
+
+#[test]
+fn ipv4_is_limited_by_address_and_ipv6_by_its_64_network() {
+    let (daemon, postfix) = mx(&velocity("1/1h", ""));
+    let attempt = |address: &str, to: &str| {
+        let mut client = Client::proxied(postfix.proxied, address);
+        client.helo().expect(250);
+        let reply = client.mail(SENDER);
+        if reply.code == 250 {
+            client.rcpt(to).expect(250);
+            client.data().expect(354);
+            client.message().expect(250);
+        }
+        reply.code
+    };
+    assert_eq!(attempt("192.0.2.7", "a"), 250);
+    assert_eq!(attempt("192.0.2.7", "-"), 421);
+    assert_eq!(attempt("192.0.2.8", "b"), 250);
+    assert_eq!(attempt("2001:db8:0:1::a", "c"), 250);
+    assert_eq!(attempt("2001:db8:0:1:ffff::b", "-"), 421); // the same /64
+    assert_eq!(attempt("2001:db8:0:2::a", "d"), 250);
+    daemon.decision(&[("action", "close"), ("client", "192.0.2.7")]);
+    daemon.decision(&[("action", "close"), ("client", "2001:db8:0:1:ffff::b")]);
+    postfix.delivered(&["a", "b", "c", "d"]);
+}
+
+#[test]
+fn a_percent_sign_arrives_once() {
+    let reply = r#"reply = "421 4.7.0 {hostname} 100% of %s is used; retry in {wait} seconds""#;
+    let (_daemon, postfix) = mx(&velocity("1/1h", reply));
+    visit(&postfix, ANNA, "one");
+    let mut client = greeted(&postfix, ANNA);
+    let reply = client.mail(SENDER);
+    told(reply, client, "4.7.0", &format!("{HOSTNAME} 100% of %s is used; retry in "));
+}
+
+#[test]
+fn a_unix_socket_serves_as_well() {
+    let daemon = Daemon::on_unix_socket(&velocity("1/1h", ""));
+    let postfix = Postfix::with_milter(&daemon.endpoint).start();
+    let mut client = greeted(&postfix, ANNA);
+    client.deliver(SENDER, &["one"]);
+    client.mail(SENDER).expect(421);
+    postfix.delivered(&["one"]);
+}
+
+#[test]
+fn sessions_are_counted_while_they_last() {
+    let (daemon, postfix) = mx(&velocity("1/1h", ""));
+    let mut clients: Vec<Client> =
+        (1..=9).map(|n| greeted(&postfix, &format!("127.1.1.{n}"))).collect();
+    assert_eq!(daemon.metric(SESSIONS_OPEN, &[]), 9.0);
+    clients.pop().unwrap().quit();
+    let mut refused = clients.pop().unwrap();
+    refused.deliver(SENDER, &["one"]);
+    refused.mail(SENDER).expect(421);
+    drop(clients); // without a word
+    no_session_is_left(&daemon);
+    assert!(daemon.get("/health").starts_with("HTTP/1.1 200"), "{}", daemon.get("/health"));
 }

@@ -68,10 +68,13 @@ impl Gcra {
     /// Events owe only what threads that passed the same limit at once have overrun it by.
     fn clamped(self, quota: &Quota, now: Time) -> Time {
         let largest_debt = match quota.unit() {
-            Unit::Events => quota.burst().min(LARGEST_OVERRUN),
-            Unit::Bytes => LARGEST_CHARGE,
+            Unit::Events => {
+                let overrun = quota.burst().min(LARGEST_OVERRUN);
+                quota.cost_ns(1).saturating_mul(overrun)
+            }
+            Unit::Bytes => quota.cost_ns(LARGEST_CHARGE),
         };
-        let furthest = quota.tolerance_ns().saturating_add(quota.cost_ns(largest_debt));
+        let furthest = quota.tolerance_ns().saturating_add(largest_debt);
         self.empty_at.min(now + Duration::from_nanos(furthest))
     }
 }
@@ -187,7 +190,7 @@ mod tests {
         #[test]
         fn no_wait_exceeds_the_burst_and_its_overrun_however_wild_the_meter(quota in quotas(), tat: u64, amount: u64) {
             let meter = Gcra { empty_at: Time::from_nanos(tat) };
-            let longest = quota.cost_ns(2 * quota.burst()) + 1;
+            let longest = quota.cost_ns(1) * 2 * quota.burst();
             prop_assert!(meter.wait(&quota, NOW, amount).as_nanos() as u64 <= longest);
         }
     }

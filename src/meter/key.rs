@@ -28,6 +28,7 @@ impl Secret {
 }
 
 /// A key in the making.
+#[derive(Clone)]
 pub struct KeyMaker(SipHasher13);
 
 impl KeyMaker {

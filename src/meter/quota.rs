@@ -5,7 +5,8 @@ use std::num::NonZeroU64;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::units::{Expected, Size, Span, as_text};
+use super::units::{Size, Span};
+use crate::setting::{Expected, as_text};
 
 /// So much in so long, with a burst on top of an even flow.
 ///

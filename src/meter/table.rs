@@ -3,7 +3,7 @@
 //! A table lends its values to closures. The map's guards never leave this file: one held across
 //! an `.await`, or two at once, would freeze the daemon. A closure must not use its own table.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -21,6 +21,7 @@ pub struct Table<R> {
     map: DashMap<Key, R, foldhash::fast::RandomState>,
     entries: AtomicUsize,
     max_entries: usize,
+    turned_away: AtomicU64,
 }
 
 /// The table holds as many entries as it may; nothing was stored.
@@ -39,7 +40,7 @@ impl<R: Record> Table<R> {
             foldhash::fast::RandomState::default(),
             SHARDS,
         );
-        Self { map, entries: AtomicUsize::new(0), max_entries }
+        Self { map, entries: AtomicUsize::new(0), max_entries, turned_away: AtomicU64::new(0) }
     }
 
     /// Changes the record under `key`, or a new one.
@@ -52,6 +53,7 @@ impl<R: Record> Table<R> {
             Entry::Vacant(entry) => {
                 if self.entries.fetch_add(1, Ordering::Relaxed) >= self.max_entries {
                     self.entries.fetch_sub(1, Ordering::Relaxed);
+                    self.turned_away.fetch_add(1, Ordering::Relaxed);
                     return Err(Full);
                 }
                 Ok(change(entry.insert(R::default()).value_mut()))
@@ -87,6 +89,16 @@ impl<R: Record> Table<R> {
     /// Shows the record under `key`, or that there is none.
     pub fn read<T>(&self, key: Key, show: impl FnOnce(Option<&R>) -> T) -> T {
         show(self.map.get(&key).as_deref())
+    }
+
+    /// Whether a new key would be turned away.
+    pub fn is_full(&self) -> bool {
+        self.len() >= self.max_entries
+    }
+
+    /// How many new keys were not stored because the table was full.
+    pub fn turned_away(&self) -> u64 {
+        self.turned_away.load(Ordering::Relaxed)
     }
 
     /// How many entries there are, as of a moment ago.

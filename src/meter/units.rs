@@ -7,43 +7,7 @@ use std::fmt::{self, Display, Formatter};
 use std::str::FromStr;
 use std::time::Duration;
 
-/// A text that is none of the values expected here. Says what was expected.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Expected(pub String);
-
-impl Expected {
-    /// An error that says `what` was expected.
-    pub fn new(what: impl Into<String>) -> Self {
-        Self(what.into())
-    }
-}
-
-impl Display for Expected {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(f, "expected {}", self.0)
-    }
-}
-
-impl std::error::Error for Expected {}
-
-/// Reads and writes a type in settings as the text it parses from and prints to.
-macro_rules! as_text {
-    ($type:ty) => {
-        impl<'de> serde::Deserialize<'de> for $type {
-            fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-                let text = <std::borrow::Cow<'de, str>>::deserialize(from)?;
-                text.parse().map_err(serde::de::Error::custom)
-            }
-        }
-
-        impl serde::Serialize for $type {
-            fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-                to.collect_str(self)
-            }
-        }
-    };
-}
-pub(crate) use as_text;
+use crate::setting::{Expected, as_text};
 
 /// A span of time: `"500ms"`, `"30s"`, `"5m"`, `"12h"`, `"36d"`. At most 100 years.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

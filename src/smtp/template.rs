@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Formatter};
 use std::str::FromStr;
 
 use super::reply::{Code, Enhanced, Reply, printable};
-use crate::meter::units::{Expected, as_text};
+use crate::setting::{Expected, as_text};
 
 /// A reply text with placeholders: `"421 4.7.0 {hostname} Too many messages; retry in {wait} seconds"`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,13 +5,14 @@ use super::{Folder, PATIENCE, free_port, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 /// The line a starting daemon ends its preparations with holds this word.
 const READY: &str = "serving";
+/// What `{hostname}` in a reply becomes: not Postfix's own name, so one sees who is speaking.
+pub const HOSTNAME: &str = "throttle.example.org";
 
 pub struct Daemon {
     /// The milter's address in Postfix's words, `inet:127.0.0.1:PORT` or `unix:PATH`.
@@ -20,39 +21,42 @@ pub struct Daemon {
     http: SocketAddr,
     child: Child,
     log: Arc<Log>,
-    config: PathBuf,
     folder: Folder,
 }
 
-/// What the daemon wrote to standard error so far; `None` last means that it has ended.
+/// The daemon's standard error, as a thread reads it.
 #[derive(Default)]
 struct Log {
-    lines: Mutex<(Vec<String>, bool)>,
+    written: Mutex<Written>,
     grown: Condvar,
 }
 
+#[derive(Default)]
+struct Written {
+    lines: Vec<String>,
+    ended: bool,
+}
+
 impl Daemon {
-    /// Serves `policy`: the settings but for where to listen, and for what `settings` puts in.
+    /// Serves `policy`: settings that begin where the file begins; the rest `settings` puts in.
     pub fn start(policy: &str) -> Self {
         Self::speaking("helo", policy)
     }
 
     /// A listener with `speak = "mail"` is one where clients authenticate.
     pub fn speaking(speak: &'static str, policy: &str) -> Self {
-        Self::listening(format!("inet:127.0.0.1:{}", free_port()), speak, policy)
+        let endpoint = format!("inet:127.0.0.1:{}", free_port());
+        Self::listening(Folder::new("daemon"), endpoint, speak, policy)
     }
 
     /// Serves on a unix socket in the daemon's own folder.
     pub fn on_unix_socket(policy: &str) -> Self {
-        let folder = Folder::new("socket");
+        let folder = Folder::new("daemon");
         let endpoint = format!("unix:{}/milter.sock", folder.path().display());
-        let mut daemon = Self::listening(endpoint, "helo", policy);
-        daemon.folder = folder;
-        daemon
+        Self::listening(folder, endpoint, "helo", policy)
     }
 
-    fn listening(endpoint: String, speak: &'static str, policy: &str) -> Self {
-        let folder = Folder::new("daemon");
+    fn listening(folder: Folder, endpoint: String, speak: &'static str, policy: &str) -> Self {
         let http = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let config = folder.write("postpone.toml", &settings(&endpoint, speak, http, policy));
         let mut child = Command::new("setpriv") // so that it ends even when we are killed
@@ -71,7 +75,7 @@ impl Daemon {
             let log = Arc::clone(&log);
             move || log.follow(stderr)
         });
-        let daemon = Daemon { endpoint, speak, http, child, log, config, folder };
+        let daemon = Daemon { endpoint, speak, http, child, log, folder };
         daemon.line("the daemon to serve", |line| line.contains(READY));
         daemon
     }
@@ -95,15 +99,15 @@ impl Daemon {
     /// Waits for the first log line that `wanted` accepts, from the daemon's start on.
     #[track_caller]
     pub fn line(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
-        let mut log = self.log.lines.lock().unwrap();
+        let mut written = self.log.written();
         loop {
-            if let Some(line) = log.0.iter().find(|line| wanted(line)) {
+            if let Some(line) = written.lines.iter().find(|line| wanted(line)) {
                 return line.clone();
             }
-            assert!(!log.1, "the daemon ended without {what}:\n{}", log.0.join("\n"));
-            let (after, timeout) = self.log.grown.wait_timeout(log, PATIENCE).unwrap();
-            assert!(!timeout.timed_out(), "no sign of {what} in the log:\n{}", after.0.join("\n"));
-            log = after;
+            assert!(!written.ended, "the daemon ended without {what}");
+            let (more, timeout) = self.log.grown.wait_timeout(written, PATIENCE).unwrap();
+            assert!(!timeout.timed_out(), "no sign of {what} in the daemon's log");
+            written = more;
         }
     }
 
@@ -111,11 +115,6 @@ impl Daemon {
     #[track_caller]
     pub fn decision(&self, fields: &[(&str, &str)]) -> String {
         self.line(&format!("a decision {fields:?}"), |line| has(line, fields))
-    }
-
-    /// How many lines with all of these fields were written so far.
-    pub fn count(&self, fields: &[(&str, &str)]) -> usize {
-        self.log.lines.lock().unwrap().0.iter().filter(|line| has(line, fields)).count()
     }
 
     /// The sum of all samples of this metric that have these labels, others beside them or not.
@@ -136,8 +135,8 @@ impl Daemon {
     pub fn get(&self, path: &str) -> String {
         let mut stream = TcpStream::connect(self.http).expect("the daemon's HTTP port");
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            .unwrap();
+        let head = "HTTP/1.1\r\nHost: localhost\r\nConnection: close";
+        stream.write_all(format!("GET {path} {head}\r\n\r\n").as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer
@@ -149,7 +148,7 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {
-            eprintln!("--- postpone's log\n{}\n---", self.log.lines.lock().unwrap().0.join("\n"));
+            eprintln!("--- postpone's log\n{}\n---", self.log.written().lines.join("\n"));
         }
     }
 }
@@ -157,35 +156,46 @@ impl Drop for Daemon {
 impl Log {
     fn follow(&self, stderr: impl BufRead) {
         for line in stderr.lines() {
-            self.lines.lock().unwrap().0.push(line.unwrap());
+            self.written().lines.push(line.unwrap());
             self.grown.notify_all();
         }
-        self.lines.lock().unwrap().1 = true;
+        self.written().ended = true;
         self.grown.notify_all();
+    }
+
+    /// A test that failed while it waited has poisoned the lock; its log is wanted all the more.
+    fn written(&self) -> MutexGuard<'_, Written> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A whole file from a policy: memory only, text log, own ports. Every client here is on loopback,
-/// which the built-in allowlist would exempt; a policy that has its own `[access]` keeps it.
+/// which the built-in allowlist would exempt. What the policy says itself stands as it says.
 fn settings(endpoint: &str, speak: &str, http: SocketAddr, policy: &str) -> String {
-    let access = if policy.contains("[access]") { "" } else { "[access]\nallow = []\n" };
-    let unix = endpoint.starts_with("unix:");
-    let owner = if unix { "socket_group = \"postfix\"\n" } else { "" };
+    let unless_said = |section: &str, default: &str| {
+        let said = policy.contains(&format!("[{section}]"));
+        if said { String::new() } else { format!("[{section}]\n{default}\n") }
+    };
+    let group = if endpoint.starts_with("unix:") { "socket_group = \"postfix\"" } else { "" };
     format!(
-        r#"{access}{policy}
+        r#"{policy}
+{access}{greylist}
 [server]
-hostname = "throttle.example.org"
+hostname = "{HOSTNAME}"
 [[listen]]
 milter = "{endpoint}"
 speak = "{speak}"
-{owner}[control]
+{group}
+[control]
 http = "{http}"
 socket = "none"
 [state]
 path = "none"
 [log]
 format = "text"
-"#
+"#,
+        access = unless_said("access", "allow = []"),
+        greylist = unless_said("greylist", "mode = \"off\""),
     )
 }
 

@@ -3,7 +3,7 @@
 
 // Every test crate that says `mod support;` compiles the whole of it and uses a part; nothing
 // outside a test crate could reach it; and what goes wrong in here has to fail the test at once.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::print_stderr)]
 
 pub mod daemon;
 pub mod postfix;

@@ -18,12 +18,18 @@ pub const DOMAIN: &str = "example.org";
 /// How this Postfix calls itself, and so what its own replies name.
 pub const HOSTNAME: &str = "mx.example.org";
 
+/// Runs a command until it ends or standard input does, then kills the whole process group. We
+/// hold the other end, so however this test process dies, Postfix goes with it. (A death signal
+/// would not do: the kernel forgets it when the master changes its user.)
+const LEASH: &str = r#"("$@" </dev/null; kill -KILL 0) & read -r nothing; kill -KILL 0"#;
+
 pub struct Postfix {
     /// Plain SMTP: the client's address is the one it connects from. XCLIENT may tell a name.
     pub smtp: SocketAddr,
     /// SMTP behind a PROXY protocol line, which gives the client any address, IPv6 too.
     pub proxied: SocketAddr,
-    master: Child,
+    /// The shell that holds the master on its leash, and leads their process group.
+    leash: Child,
     folder: Folder,
 }
 
@@ -57,7 +63,7 @@ impl Postfix {
         let mut wanted: Vec<String> =
             recipients.iter().map(|to| format!("{to}@{DOMAIN}")).collect();
         wanted.sort();
-        wait_until(&format!("mail to {wanted:?}; log:\n{}", self.log()), || {
+        wait_until(&format!("mail to {wanted:?}"), || {
             let mut got: Vec<String> = self.mailbox().iter().map(|m| recipient(m)).collect();
             got.sort();
             assert!(got.len() <= wanted.len(), "more mail than sent: {got:?}, not {wanted:?}");
@@ -98,24 +104,23 @@ impl Settings {
             file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
         }
         make_queue(folder.path());
-        let master = Command::new("setpriv") // so that Postfix ends even when we are killed
-            .args(["--pdeathsig", "TERM", "--"])
+        let leash = Command::new("sh")
+            .args(["-c", LEASH, "sh"])
             .arg(daemons.join("master"))
-            .arg("-d") // stays our child, and says on stderr why it cannot start
+            .arg("-d") // stays in the foreground, and says on stderr why it cannot start
             .arg("-c")
             .arg(folder.path())
-            .env("MAIL_CONFIG", folder.path())
             .process_group(0)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
-            .expect("setpriv (util-linux) starts Postfix's master");
+            .expect("sh starts Postfix's master");
         let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let mut postfix = Postfix { smtp: local(smtp), proxied: local(proxied), master, folder };
+        let mut postfix = Postfix { smtp: local(smtp), proxied: local(proxied), leash, folder };
         // Its log tells, because to knock at its port would already be a milter session.
         wait_until("Postfix to listen", || {
-            if let Some(status) = postfix.master.try_wait().unwrap() {
-                panic!("Postfix's master ended with {status}; its log:\n{}", postfix.log());
+            if let Some(status) = postfix.leash.try_wait().unwrap() {
+                panic!("Postfix's master ended ({status})");
             }
             postfix.log().contains("daemon started").then_some(())
         });
@@ -129,8 +134,8 @@ impl Drop for Postfix {
             eprintln!("--- Postfix's log\n{}---", self.log());
         }
         // Queue and mailbox go too, so there is nothing to finish: the whole group at once.
-        let _ = kill_process_group(Pid::from_child(&self.master), Signal::KILL);
-        let _ = self.master.wait();
+        let _ = kill_process_group(Pid::from_child(&self.leash), Signal::KILL);
+        let _ = self.leash.wait();
     }
 }
 
@@ -203,6 +208,11 @@ postlog unix-dgram n - n - 1 postlogd
 
 /// The folders Postfix's own installer makes, with the owners it insists on.
 fn make_queue(folder: &Path) {
+    for above in folder.ancestors().skip(1) {
+        let open = above.metadata().unwrap().permissions().mode() & 0o001 != 0;
+        let closed = above.display();
+        assert!(open, "user postfix cannot enter {closed}: set TMPDIR to a folder it can");
+    }
     let postfix = (id("passwd", "postfix"), id("group", "postfix"));
     let make = |name: &str, (uid, gid): (u32, u32), mode: u32| {
         let path = folder.join(name);

@@ -37,7 +37,9 @@ impl Client {
             IpAddr::V4(_) => ("TCP4", "192.0.2.1"),
             IpAddr::V6(_) => ("TCP6", "2001:db8::1"),
         };
-        write!(stream, "PROXY {family} {client} {own} 40000 25\r\n").unwrap();
+        // In one piece: Postfix reads this line but once.
+        let line = format!("PROXY {family} {client} {own} 40000 25\r\n");
+        stream.write_all(line.as_bytes()).unwrap();
         Self::greeted(stream)
     }
 
@@ -50,7 +52,8 @@ impl Client {
     }
 
     pub fn say(&mut self, line: &str) -> Reply {
-        write!(self.stream.get_mut(), "{line}\r\n").unwrap();
+        // Whether the server still reads is for the reply to tell.
+        let _ = self.stream.get_mut().write_all(format!("{line}\r\n").as_bytes());
         self.reply()
     }
 

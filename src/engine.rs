@@ -1,0 +1,382 @@
+//! The seam: clock, policy, memory and telemetry, and the sessions that use them.
+//!
+//! From event to answer everything is synchronous, waits for nothing, and fails open: in our own
+//! trouble the mail passes. That is decided in one place, [`Engine::guarded`].
+
+use std::borrow::Cow;
+use std::fmt::{self, Display, Formatter, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use crate::clock::{Clock, Stopwatch, Time};
+use crate::policy::decision::Decision;
+use crate::policy::signal::{Context, Ledger};
+use crate::policy::{Memory, Policy};
+use crate::smtp::client::{Client, Network};
+use crate::smtp::event::{Event, Fate, Kind};
+use crate::smtp::reply::Reply;
+use crate::smtp::template::Placeholder;
+use crate::smtp::transaction::Transaction;
+use crate::telemetry::{Failure, Telemetry, Told};
+
+/// When a session that is refused at its beginning hears of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Speak {
+    /// At HELO or EHLO, or at MAIL if that is skipped: both MTAs send our text whole.
+    #[default]
+    Helo,
+    /// At MAIL, so that who authenticates in between can be exempt.
+    Mail,
+    /// At once: both MTAs send a text of their own instead of ours.
+    Connect,
+}
+
+/// What the front tells the MTA.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Go on.
+    Pass,
+    /// Say this; its code says whether the session is closed.
+    Refuse(Reply),
+}
+
+/// Everything a front needs.
+pub struct Engine {
+    clock: Box<dyn Clock>,
+    policy: ArcSwap<Policy>,
+    memory: Memory,
+    telemetry: Telemetry,
+    decisions: AtomicU64,
+}
+
+impl Engine {
+    /// An engine over this memory. The policy must have been built over the same.
+    pub fn new(clock: Box<dyn Clock>, memory: Memory, policy: Policy) -> Arc<Self> {
+        Arc::new(Self {
+            clock,
+            policy: ArcSwap::from_pointee(policy),
+            memory,
+            telemetry: Telemetry::new(),
+            decisions: AtomicU64::new(0),
+        })
+    }
+
+    /// Begins a session. It keeps the policy that is in force now.
+    pub fn session(self: &Arc<Self>, client: Client, speak: Speak) -> Session {
+        self.telemetry.session_begun();
+        let policy = self.policy.load_full();
+        let network = policy.network(client.address());
+        Session {
+            engine: self.clone(),
+            policy,
+            client,
+            network,
+            speak,
+            transaction: None,
+            ledger: Ledger::default(),
+            sentence: None,
+        }
+    }
+
+    /// Puts another policy in force for sessions that begin from now on.
+    pub fn replace_policy(&self, policy: Policy) {
+        self.policy.store(Arc::new(policy));
+    }
+
+    /// Our own trouble has let mail pass.
+    pub fn failed(&self, failure: Failure, detail: &dyn Display) {
+        self.telemetry.failed(failure, self.clock.now(), detail);
+    }
+
+    /// Forgets what has faded, and measures what is left. Beside the mail path.
+    pub fn sweep(&self) {
+        self.memory.sweep(self.clock.now());
+        self.telemetry.upkeep();
+    }
+
+    /// All metrics, as of now.
+    pub fn metrics(&self) -> String {
+        self.telemetry.table_sizes(&self.memory.sizes());
+        self.telemetry.render()
+    }
+
+    /// What the signals remember.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// What counts and tells.
+    pub fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
+    }
+
+    /// Answers, or passes where deciding panics.
+    ///
+    /// Whatever a panic leaves half-done in a session or in memory is at worst a count that is
+    /// off; every table stays a table.
+    fn guarded(&self, kind: Kind, decide: impl FnOnce() -> Answer) -> Answer {
+        catch_unwind(AssertUnwindSafe(decide)).unwrap_or_else(|_| {
+            self.failed(Failure::Panic, &format_args!("deciding at {} panicked", kind.name()));
+            Answer::Pass
+        })
+    }
+
+    fn next_id(&self, now: Time) -> Id {
+        let serial = self.decisions.fetch_add(1, Ordering::Relaxed);
+        Id(((now.as_nanos() / 1_000_000) << 12) | (serial & 0xfff))
+    }
+}
+
+/// One SMTP session. Dropping it ends it: what it has taken is given back.
+pub struct Session {
+    engine: Arc<Engine>,
+    policy: Arc<Policy>,
+    client: Client,
+    network: Network,
+    speak: Speak,
+    transaction: Option<Transaction>,
+    ledger: Ledger,
+    /// The refusal of the session as a whole, if it is refused.
+    sentence: Option<Sentence>,
+}
+
+/// A refusal of a whole session: repeated at every command, for as long as the session goes on.
+struct Sentence {
+    decision: Decision,
+    id: Id,
+    since: Time,
+    heard: Heard,
+}
+
+/// Whether the client has been told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Heard {
+    Already,
+    NotYet,
+}
+
+impl Session {
+    /// Answers an event. Never panics: then the event passes.
+    pub fn on(&mut self, event: Event) -> Answer {
+        let watch = Stopwatch::start();
+        let kind = event.kind();
+        let answer = self.engine.clone().guarded(kind, || self.answer(event));
+        self.engine.telemetry.event(kind, watch.elapsed());
+        answer
+    }
+
+    fn answer(&mut self, event: Event) -> Answer {
+        let now = self.engine.clock.now();
+        match &event {
+            Event::Helo { name } => self.client.helo = Some(name.clone()),
+            Event::Mail { user, .. } => {
+                self.client.user.clone_from(user);
+                if self.transaction.is_some() {
+                    // Nobody told that the last transaction ended; so it ends here.
+                    self.decide(now, &Event::Abort);
+                    self.transaction = None;
+                }
+            }
+            _ => {}
+        }
+        if let Some(sentence) = self.sentence.take() {
+            match self.repeat(now, &event, sentence) {
+                Ok(answer) => return answer,
+                Err(Lifted) => {}
+            }
+        }
+        let decision = self.decide(now, &event);
+        self.follow(now, event, decision)
+    }
+
+    /// Reads, decides, writes.
+    fn decide(&mut self, now: Time, event: &Event) -> Decision {
+        let Self { policy, client, network, transaction, ledger, .. } = self;
+        let transaction = transaction.as_ref();
+        let cx = Context { now, event, client, network: *network, transaction };
+        let decision = policy.assess(&cx, ledger);
+        policy.settle(&cx, &decision, ledger);
+        decision
+    }
+
+    /// What a session that is refused hears, unless it has become exempt.
+    fn repeat(&mut self, now: Time, event: &Event, sentence: Sentence) -> Result<Answer, Lifted> {
+        let silent = match event {
+            Event::Helo { .. } => self.speak == Speak::Mail,
+            Event::Mail { .. } if self.client.authenticated() => {
+                let transaction = self.transaction.as_ref();
+                let (client, network) = (&self.client, self.network);
+                let cx = Context { now, event, client, network, transaction };
+                if self.policy.assess(&cx, &self.ledger).exemption().is_some() {
+                    return Err(Lifted);
+                }
+                false
+            }
+            Event::Mail { .. } | Event::Recipient { .. } | Event::Data => false,
+            Event::Connect | Event::EndOfMessage { .. } | Event::Abort | Event::Disconnect => true,
+        };
+        if silent {
+            self.sentence = Some(sentence);
+            return Ok(Answer::Pass);
+        }
+        Ok(self.pronounce(now, event, sentence))
+    }
+
+    /// Speaks a sentence, and keeps it for the next command.
+    fn pronounce(&mut self, now: Time, event: &Event, sentence: Sentence) -> Answer {
+        let Sentence { decision, id, since, .. } = sentence;
+        let wait = decision.wait().saturating_sub(now.since(since));
+        let answer = self.tell(event, &decision, id, wait);
+        let decision = decision.without_shadows();
+        self.sentence = Some(Sentence { decision, id, since, heard: Heard::Already });
+        answer
+    }
+
+    /// Lets the session go the way of the decision.
+    fn follow(&mut self, now: Time, event: Event, decision: Decision) -> Answer {
+        if let Event::Connect | Event::Helo { .. } = event
+            && !decision.passes()
+        {
+            let at_once = match event {
+                Event::Connect => self.speak == Speak::Connect || decision.at_once(),
+                _ => self.speak != Speak::Mail,
+            };
+            let id = self.engine.next_id(now);
+            let sentence = Sentence { decision, id, since: now, heard: Heard::NotYet };
+            if at_once {
+                return self.pronounce(now, &event, sentence);
+            }
+            self.sentence = Some(sentence);
+            return Answer::Pass;
+        }
+        let answer = if decision.is_worth_telling() {
+            let id = self.engine.next_id(now);
+            self.tell(&event, &decision, id, decision.wait())
+        } else {
+            self.engine.telemetry.passed();
+            Answer::Pass
+        };
+        match event {
+            Event::Mail { sender, .. } if decision.passes() => {
+                self.transaction = Some(Transaction::new(sender));
+            }
+            Event::Recipient { fate: Fate::Offered, .. } if decision.passes() => {
+                if let Some(transaction) = &mut self.transaction {
+                    transaction.accepted = transaction.accepted.saturating_add(1);
+                }
+            }
+            Event::EndOfMessage { .. } | Event::Abort | Event::Disconnect => {
+                self.transaction = None;
+            }
+            Event::Connect
+            | Event::Helo { .. }
+            | Event::Mail { .. }
+            | Event::Recipient { .. }
+            | Event::Data => {}
+        }
+        answer
+    }
+
+    /// Logs and counts a decision, and puts it in words for the client.
+    fn tell(&self, event: &Event, decision: &Decision, id: Id, wait: Duration) -> Answer {
+        let sender = match event {
+            Event::Mail { sender, .. } => Some(sender),
+            _ => self.transaction.as_ref().map(|transaction| &transaction.sender),
+        };
+        let recipient = match event {
+            Event::Recipient { address, .. } => Some(address),
+            _ => None,
+        };
+        let id = id.to_string();
+        let reply = decision.strongest().filter(|_| event.kind() != Kind::Disconnect).map(|why| {
+            let wait = told_wait(wait, &id).to_string();
+            let fact = |place| match place {
+                Placeholder::Hostname => Cow::from(&*self.policy.hostname),
+                Placeholder::Client => self.client.address().to_string().into(),
+                Placeholder::Network => self.network.to_string().into(),
+                Placeholder::Reason => why.why.reason().name().into(),
+                Placeholder::Wait => wait.as_str().into(),
+                Placeholder::Id => id.as_str().into(),
+                Placeholder::Sender => sender.map_or("", |sender| sender.as_str()).into(),
+                Placeholder::SenderDomain => sender.map_or("", |sender| sender.domain()).into(),
+                Placeholder::Recipient => recipient.map_or("", |rcpt| rcpt.as_str()).into(),
+                Placeholder::RecipientDomain => recipient.map_or("", |rcpt| rcpt.domain()).into(),
+                Placeholder::Url => (&*self.policy.help_url).into(),
+            };
+            Reply::new(why.code, why.enhanced, &why.template.text(fact))
+        });
+        self.engine.telemetry.told(&Told {
+            decision,
+            id: &id,
+            event: event.kind(),
+            client: self.client.address(),
+            name: self.client.name(),
+            helo: self.client.helo.as_ref().map(|helo| helo.as_str()),
+            user: self.client.user.as_deref(),
+            sender: sender.map(|sender| sender.as_str()),
+            recipient: recipient.map(|recipient| recipient.as_str()),
+            wait,
+            reply: reply.as_ref(),
+        });
+        reply.map_or(Answer::Pass, Answer::Refuse)
+    }
+
+    fn end(&mut self) {
+        let now = self.engine.clock.now();
+        if let Some(sentence) = self.sentence.take()
+            && sentence.heard == Heard::NotYet
+        {
+            // The client went before it could be told; the log tells all the same.
+            self.pronounce(now, &Event::Disconnect, sentence);
+        }
+        self.decide(now, &Event::Disconnect);
+    }
+}
+
+/// The session is exempt now; what was decided before does not hold.
+struct Lifted;
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.engine.clone().guarded(Kind::Disconnect, || {
+            self.end();
+            Answer::Pass
+        });
+        self.engine.telemetry.session_ended();
+    }
+}
+
+/// The wait told, in whole seconds: never less than the true one, and at most a quarter or five
+/// seconds more, so that those who were deferred together do not return together.
+fn told_wait(wait: Duration, id: &str) -> u64 {
+    let true_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
+    let least = true_ms.div_ceil(1_000);
+    let most = (true_ms.saturating_add((true_ms / 4).max(5_000))) / 1_000;
+    // FNV-1a over the id: the same decision always tells the same wait.
+    let spread = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    least + (spread >> 32) % (most - least + 1)
+}
+
+/// The id of a decision: when it was made, to the millisecond, and a serial number. The same in
+/// the reply and in the log.
+#[derive(Clone, Copy)]
+struct Id(u64);
+
+impl Display for Id {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        // Crockford's base 32: nothing in it is mistaken for another when read out on the phone.
+        const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+        let digits = (0..11).rev().map(|place| DIGITS[(self.0 >> (5 * place)) as usize & 31]);
+        digits.map(char::from).try_for_each(|digit| f.write_char(digit))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,69 @@
+//! Where a front listens, as MTAs write it: `inet:127.0.0.1:7421`, `inet6:[::1]:7421`,
+//! `unix:/run/postpone/milter.sock`.
+
+use std::fmt::{self, Display, Formatter};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::setting::{Expected, as_text};
+
+/// An address to listen on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A TCP port.
+    Inet(SocketAddr),
+    /// A unix socket.
+    Unix(PathBuf),
+}
+
+impl FromStr for Address {
+    type Err = Expected;
+
+    fn from_str(text: &str) -> Result<Self, Expected> {
+        let expected = || {
+            let example = r#""inet:127.0.0.1:7421", "inet6:[::1]:7421" or "unix:/path""#;
+            Expected::new(format!("an address such as {example}, not {text:?}"))
+        };
+        let (kind, rest) = text.split_once(':').ok_or_else(expected)?;
+        match kind {
+            "inet" | "inet6" => {
+                let address: SocketAddr = rest.parse().map_err(|_| expected())?;
+                let fits = kind == "inet" || address.is_ipv6();
+                fits.then_some(Self::Inet(address)).ok_or_else(expected)
+            }
+            "unix" if rest.starts_with('/') => Ok(Self::Unix(rest.into())),
+            _ => Err(expected()),
+        }
+    }
+}
+
+impl Display for Address {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Inet(address) if address.is_ipv6() => write!(f, "inet6:{address}"),
+            Self::Inet(address) => write!(f, "inet:{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+as_text!(Address);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_print_back_and_others_say_what_was_expected() {
+        for text in ["inet:127.0.0.1:7421", "inet6:[::1]:7421", "unix:/run/postpone/milter.sock"] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+        assert_eq!("inet:[::1]:25".parse::<Address>().unwrap().to_string(), "inet6:[::1]:25");
+        for text in
+            ["127.0.0.1:7421", "inet:7421", "inet6:127.0.0.1:1", "inet:127.0.0.1:99999", "unix:x"]
+        {
+            assert!(text.parse::<Address>().unwrap_err().0.contains("inet:127.0.0.1:7421"));
+        }
+    }
+}

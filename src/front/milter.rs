@@ -1,0 +1,311 @@
+//! The milter front: Sendmail's mail filter protocol, over indymilter.
+//!
+//! A callback takes the words out of a frame, hands one event to the session, and gives its answer
+//! back. indymilter's data of a connection is our session; when the connection ends, however it
+//! ends, the session is dropped.
+
+use std::ffi::{CStr, CString};
+use std::future::{Future, ready};
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use indymilter::{
+    Actions, CallbackFuture, Callbacks, Config, Context, EomContext, MacroStage, Macros,
+    NegotiateContext, ProtoOpts, SetErrorReply, SmtpReply, SocketInfo, Status,
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+
+use super::address::Address as ListenAddress;
+use super::listener::{Bound, Listener, Ownership};
+use crate::engine::{Answer, Engine, Session, Speak};
+use crate::setting::{Complaint, OrNone};
+use crate::smtp::address::{Address, ClientText};
+use crate::smtp::client::Client;
+use crate::smtp::event::{Event, Fate};
+use crate::telemetry::Failure;
+
+/// `[[listen]]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    /// Where the MTA finds the milter.
+    pub milter: ListenAddress,
+    /// When a session that is refused at its beginning hears of it.
+    #[serde(default)]
+    pub speak: Speak,
+    /// Owner of a unix socket.
+    #[serde(default)]
+    pub socket_owner: OrNone<String>,
+    /// Group of a unix socket.
+    #[serde(default)]
+    pub socket_group: OrNone<String>,
+    /// Permission bits of a unix socket, in octal.
+    #[serde(default)]
+    pub socket_mode: Permissions,
+}
+
+/// Permission bits, written in octal: `"0660"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Permissions(pub u32);
+
+impl Default for Permissions {
+    fn default() -> Self {
+        Self(0o660)
+    }
+}
+
+impl std::str::FromStr for Permissions {
+    type Err = crate::setting::Expected;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bits = u32::from_str_radix(text, 8).ok().filter(|bits| *bits <= 0o777);
+        let expected = r#"permission bits in octal, such as "0660""#;
+        bits.map(Self).ok_or_else(|| crate::setting::Expected::new(expected))
+    }
+}
+
+impl std::fmt::Display for Permissions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:04o}", self.0)
+    }
+}
+
+crate::setting::as_text!(Permissions);
+
+impl Default for Params {
+    fn default() -> Self {
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], 7421));
+        Self {
+            milter: ListenAddress::Inet(address),
+            speak: Speak::default(),
+            socket_owner: OrNone::None,
+            socket_group: OrNone::None,
+            socket_mode: Permissions::default(),
+        }
+    }
+}
+
+impl Params {
+    /// What makes no sense.
+    pub fn check(&self) -> Vec<Complaint> {
+        let ListenAddress::Inet(_) = self.milter else { return Vec::new() };
+        let plain = Self::default();
+        let unix_only = |key, set: bool| {
+            set.then(|| Complaint::error(key, "only a unix socket has an owner, group and mode"))
+        };
+        [
+            unix_only("socket_owner", self.socket_owner != plain.socket_owner),
+            unix_only("socket_group", self.socket_group != plain.socket_group),
+            unix_only("socket_mode", self.socket_mode != plain.socket_mode),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+
+    /// Binds the socket.
+    pub fn bind(&self) -> io::Result<Bound> {
+        let ownership = Ownership {
+            owner: self.socket_owner.clone().into(),
+            group: self.socket_group.clone().into(),
+            mode: self.socket_mode.0,
+        };
+        Bound::bind(&self.milter, &ownership)
+    }
+}
+
+/// Serves a socket until `stopping` becomes true and its sessions have ended, or the grace is
+/// over.
+pub async fn serve(
+    bound: Bound,
+    engine: Arc<Engine>,
+    speak: Speak,
+    max_sessions: usize,
+    stopping: watch::Receiver<bool>,
+    grace: Duration,
+) -> io::Result<()> {
+    let (listener, ended) = Listener::new(bound, engine.clone(), stopping.clone())?;
+    // indymilter's own default of two hours for the next command stays: an MTA's session may be
+    // as long.
+    let config = Config { max_connections: max_sessions, ..Config::default() };
+    let drained = drained(stopping, ended, grace);
+    indymilter::run(listener, callbacks(engine, speak), config, drained).await
+}
+
+async fn drained(
+    mut stopping: watch::Receiver<bool>,
+    mut ended: mpsc::Receiver<()>,
+    grace: Duration,
+) {
+    let _ = stopping.wait_for(|stopping| *stopping).await;
+    let _ = tokio::time::timeout(grace, ended.recv()).await;
+}
+
+/// What we ask of the MTA, of what it offers: no unknown commands, headers or body, but recipients
+/// that it has refused. Seven round trips a message, and the body never crosses the socket.
+const WANTED: ProtoOpts = ProtoOpts::NO_UNKNOWN
+    .union(ProtoOpts::NO_HEADER)
+    .union(ProtoOpts::NO_EOH)
+    .union(ProtoOpts::NO_BODY)
+    .union(ProtoOpts::REJECTED_RCPT);
+
+/// Macros by the stage in which they are read. An old value lingers in later ones.
+const MACROS: [(MacroStage, &CStr); 4] = [
+    (
+        MacroStage::Connect,
+        c"j {client_addr} {client_ptr} {client_resolve} {client_connections} {daemon_name} {daemon_port}",
+    ),
+    (MacroStage::Mail, c"{auth_authen} {auth_type} {mail_addr} {tls_version}"),
+    (MacroStage::Rcpt, c"{rcpt_mailer} {rcpt_host} {rcpt_addr}"),
+    (MacroStage::Eom, c"i {msg_size}"),
+];
+
+/// The callbacks of a milter over this engine.
+pub fn callbacks(engine: Arc<Engine>, speak: Speak) -> Callbacks<Session> {
+    Callbacks::new()
+        .on_negotiate(|cx, actions, opts| done(negotiate(cx, actions, opts)))
+        .on_connect(move |cx, name, socket| done(connect(cx, &engine, speak, &name, &socket)))
+        .on_helo(|cx, name| {
+            done(ask(cx, |_| Event::Helo { name: ClientText::new(name.as_bytes()) }))
+        })
+        .on_mail(|cx, args| done(ask(cx, |macros| mail(&args, macros))))
+        .on_rcpt(|cx, args| done(ask(cx, |macros| recipient(&args, macros))))
+        .on_data(|cx| done(ask(cx, |_| Event::Data)))
+        .on_eom(|cx| done(end_of_message(cx)))
+        .on_abort(|cx| done(ask(cx, |_| Event::Abort)))
+        .on_close(|cx| {
+            cx.data = None;
+            done(Status::Continue)
+        })
+}
+
+fn done<'a>(status: Status) -> CallbackFuture<'a> {
+    let future: std::pin::Pin<Box<dyn Future<Output = Status> + Send>> = Box::pin(ready(status));
+    future
+}
+
+fn negotiate(cx: &mut NegotiateContext<Session>, offered: Actions, opts: ProtoOpts) -> Status {
+    cx.requested_actions = Actions::empty();
+    cx.requested_opts = WANTED & opts;
+    if offered.contains(Actions::REQUEST_MACROS) {
+        cx.requested_macros = MACROS.map(|(stage, names)| (stage, names.to_owned())).into();
+    }
+    Status::Continue
+}
+
+fn connect(
+    cx: &mut Context<Session>,
+    engine: &Arc<Engine>,
+    speak: Speak,
+    name: &CStr,
+    socket: &SocketInfo,
+) -> Status {
+    let address = match socket {
+        SocketInfo::Inet(address) => Some(address.ip()),
+        SocketInfo::Unix(_) | SocketInfo::Unknown => {
+            text(&cx.macros, c"{client_addr}").and_then(|address| {
+                address.strip_prefix("IPv6:").unwrap_or(address).parse::<IpAddr>().ok()
+            })
+        }
+    };
+    let Some(address) = address else {
+        // Without a session every later command of this client is answered with Continue.
+        engine.failed(Failure::Address, &"a client has no address that can be read");
+        return Status::Continue;
+    };
+    let mut client = Client::new(address);
+    if let Some(name) = confirmed(name, &cx.macros) {
+        client = client.named(name);
+    }
+    cx.data = Some(engine.session(client, speak));
+    ask(cx, |_| Event::Connect)
+}
+
+/// The client's name if the MTA has confirmed it. Postfix says `unknown` otherwise; Sendmail gives
+/// the address in brackets, or a name and says in `{client_resolve}` that it does not hold.
+fn confirmed<'a>(name: &'a CStr, macros: &Macros) -> Option<&'a str> {
+    let holds = text(macros, c"{client_resolve}").is_none_or(|resolved| resolved == "OK");
+    let name = name.to_str().ok()?;
+    let is_name = !name.is_empty() && name != "unknown" && !name.starts_with('[');
+    (is_name && holds).then_some(name)
+}
+
+fn mail(args: &[CString], macros: &Macros) -> Event {
+    let (path, parameters) = args.split_first().map_or((&b""[..], &[][..]), |(path, rest)| {
+        (path.as_bytes(), rest)
+    });
+    // RFC 1870 section 6.
+    let size = parameters.iter().filter_map(|parameter| parameter.to_str().ok()).find_map(|p| {
+        let (key, value) = p.split_once('=')?;
+        key.eq_ignore_ascii_case("SIZE").then(|| value.parse().ok())?
+    });
+    let user = text(macros, c"{auth_authen}").filter(|user| !user.is_empty());
+    Event::Mail { sender: Address::new(path), size, user: user.map(Into::into) }
+}
+
+fn recipient(args: &[CString], macros: &Macros) -> Event {
+    let path = args.first().map_or(&b""[..], |path| path.as_bytes());
+    let refused = text(macros, c"{rcpt_mailer}") == Some("error");
+    let fate = if refused { Fate::Rejected } else { Fate::Offered };
+    Event::Recipient { address: Address::new(path), fate }
+}
+
+fn end_of_message(cx: &mut EomContext<Session>) -> Status {
+    let size = text(&cx.macros, c"{msg_size}").and_then(|size| size.parse().ok());
+    if let Some(session) = &mut cx.data {
+        session.on(Event::EndOfMessage { size });
+    }
+    // A refusal here would come too late: the letter for it makes Postfix lose the mail.
+    Status::Continue
+}
+
+fn ask(cx: &mut Context<Session>, event: impl FnOnce(&Macros) -> Event) -> Status {
+    let Some(session) = &mut cx.data else { return Status::Continue };
+    match session.on(event(&cx.macros)) {
+        Answer::Pass => Status::Continue,
+        Answer::Refuse(reply) => say(&mut cx.reply, &reply),
+    }
+}
+
+fn say(to: &mut SmtpReply, reply: &crate::smtp::reply::Reply) -> Status {
+    let enhanced = reply.enhanced().to_string();
+    let said = to.set_error_reply(reply.code().digits(), Some(&enhanced), [escaped(reply.text())]);
+    match said {
+        Ok(()) => Status::Tempfail,
+        // It cannot happen; if it did, the MTA's own 451 says what we meant.
+        Err(_) => Status::Tempfail,
+    }
+}
+
+/// indymilter's bound on a line, after escaping.
+const LONGEST_ESCAPED: usize = 980;
+
+/// A single `%` is an escape to both MTAs: Sendmail answers with a permanent 550, Postfix drops
+/// it. This is the one place where it is doubled.
+fn escaped(text: &str) -> String {
+    let escaped = text.replace('%', "%%");
+    if escaped.len() <= LONGEST_ESCAPED { escaped } else { text.replace('%', "?") }
+}
+
+fn text<'a>(macros: &'a Macros, name: &CStr) -> Option<&'a str> {
+    macros.get(name)?.to_str().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_percent_sign_is_doubled_and_never_left_single() {
+        assert_eq!(escaped("50% off"), "50%% off");
+        assert_eq!(escaped(&"%".repeat(496)), "?".repeat(496));
+    }
+
+    #[test]
+    fn what_is_asked_of_the_mta_is_what_the_design_measured() {
+        assert_eq!(WANTED.bits(), 0x970);
+    }
+}

@@ -1,0 +1,7 @@
+//! Bytes to events, decisions to bytes.
+
+pub mod address;
+pub mod frames;
+pub mod http;
+pub mod listener;
+pub mod milter;

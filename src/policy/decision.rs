@@ -1,0 +1,255 @@
+//! Decisions: values, until the front makes text of them.
+
+use std::fmt::{self, Display, Formatter};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::meter::quota::Quota;
+use crate::meter::units::{Size, Span};
+use crate::setting::Mode;
+use crate::smtp::reply::{Action, Code, Enhanced};
+use crate::smtp::template::Template;
+
+/// Why an event was refused: one stable word, the same in logs, metrics, replies and the manual.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The client stands on the denylist.
+    Access,
+    /// Too many sessions at once.
+    Sessions,
+    /// More in a time than a quota allows.
+    Rate,
+    /// First contact.
+    Greylist,
+}
+
+impl Reason {
+    /// The word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Access => "access",
+            Self::Sessions => "sessions",
+            Self::Rate => "rate",
+            Self::Greylist => "greylist",
+        }
+    }
+}
+
+/// Why nobody asks about a client or a recipient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exemption {
+    /// The client stands on the allowlist.
+    Allowlisted,
+    /// The client has authenticated.
+    Authenticated,
+    /// The recipient must always be reachable.
+    Recipient,
+}
+
+/// The facts behind a refusal: what was measured, and against what.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Why {
+    /// An entry of the denylist.
+    Denied {
+        /// The entry that matched.
+        entry: super::access::Entry,
+    },
+    /// A gauge of sessions.
+    Sessions {
+        /// Sessions admitted, this one not among them.
+        admitted: u32,
+        /// All sessions that are open, refused ones too.
+        open: u32,
+        /// How many may be admitted.
+        max: u32,
+    },
+    /// A quota.
+    Rate {
+        /// What was in use, with this event.
+        used: u64,
+        /// The quota.
+        quota: Quota,
+    },
+    /// A triplet that must wait.
+    Greylist {
+        /// How long ago it was first seen.
+        age: Duration,
+        /// How long it must wait.
+        delay: Duration,
+    },
+}
+
+impl Why {
+    /// The reason it amounts to.
+    pub const fn reason(&self) -> Reason {
+        match self {
+            Self::Denied { .. } => Reason::Access,
+            Self::Sessions { .. } => Reason::Sessions,
+            Self::Rate { .. } => Reason::Rate,
+            Self::Greylist { .. } => Reason::Greylist,
+        }
+    }
+
+    /// What was measured.
+    pub fn value(&self) -> impl Display {
+        Measured(self.clone(), Side::Value)
+    }
+
+    /// What it was measured against.
+    pub fn threshold(&self) -> impl Display {
+        Measured(self.clone(), Side::Threshold)
+    }
+}
+
+struct Measured(Why, Side);
+
+enum Side {
+    Value,
+    Threshold,
+}
+
+impl Display for Measured {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match (&self.0, &self.1) {
+            (Why::Denied { .. }, Side::Value) => f.write_str("listed"),
+            (Why::Denied { entry }, Side::Threshold) => write!(f, "{entry}"),
+            (Why::Sessions { admitted, open, max }, Side::Value) => match open / 2 >= *max {
+                true => write!(f, "{open} open"),
+                false => write!(f, "{admitted}"),
+            },
+            (Why::Sessions { max, .. }, Side::Threshold) => write!(f, "{max}"),
+            (Why::Rate { used, quota }, Side::Value) => match quota.unit() {
+                crate::meter::quota::Unit::Events => write!(f, "{used}"),
+                crate::meter::quota::Unit::Bytes => write!(f, "{}", Size::bytes(*used)),
+            },
+            (Why::Rate { quota, .. }, Side::Threshold) => write!(f, "{quota}"),
+            (Why::Greylist { age, .. }, Side::Value) => write!(f, "{}", Span::from(*age)),
+            (Why::Greylist { delay, .. }, Side::Threshold) => write!(f, "{}", Span::from(*delay)),
+        }
+    }
+}
+
+/// One signal's word against an event.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// The limit that spoke, by its name, if it was one.
+    pub limit: Option<Arc<str>>,
+    /// Whether the rule acts.
+    pub mode: Mode,
+    /// The facts.
+    pub why: Why,
+    /// How long the same event must wait to pass this rule.
+    pub wait: Duration,
+    /// What to say.
+    pub template: Arc<Template>,
+    /// The code to say it with: the template's own, unless that would do harm here.
+    pub code: Code,
+    /// The enhanced code that belongs to it.
+    pub enhanced: Enhanced,
+    /// When to say it.
+    pub urgency: Urgency,
+}
+
+/// When a refusal is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    /// At the first command that lets the client see our text.
+    Spoken,
+    /// At once, though the MTA may drop our text: such sessions would hold its processes.
+    AtOnce,
+}
+
+impl Refusal {
+    /// A refusal as its template says it.
+    pub fn new(mode: Mode, template: &Arc<Template>, why: Why) -> Self {
+        Self {
+            limit: None,
+            mode,
+            why,
+            wait: Duration::ZERO,
+            code: template.code(),
+            enhanced: template.enhanced(),
+            template: template.clone(),
+            urgency: Urgency::Spoken,
+        }
+    }
+
+    /// The same with a time to wait.
+    #[must_use]
+    pub fn waiting(self, wait: Duration) -> Self {
+        Self { wait, ..self }
+    }
+
+    /// What it does to the session, if its rule acts.
+    pub fn action(&self) -> Action {
+        self.code.action()
+    }
+}
+
+/// What is done about one event, and everything that spoke for it.
+#[derive(Clone, Debug, Default)]
+pub struct Decision {
+    exemption: Option<Exemption>,
+    reasons: Vec<Refusal>,
+    shadowed: Vec<Refusal>,
+}
+
+impl Decision {
+    /// Sorts what was said: the strongest first, then the longest wait.
+    pub(super) fn new(exemption: Option<Exemption>, mut refusals: Vec<Refusal>) -> Self {
+        refusals.sort_by(|a, b| (b.action(), b.wait).cmp(&(a.action(), a.wait)));
+        let (reasons, shadowed) = refusals.into_iter().partition(|r| r.mode == Mode::Enforce);
+        Self { exemption, reasons, shadowed }
+    }
+
+    /// What happens.
+    pub fn action(&self) -> Action {
+        self.strongest().map_or(Action::Pass, Refusal::action)
+    }
+
+    /// Whether the event may go on.
+    pub fn passes(&self) -> bool {
+        self.reasons.is_empty()
+    }
+
+    /// The refusal that is spoken.
+    pub fn strongest(&self) -> Option<&Refusal> {
+        self.reasons.first()
+    }
+
+    /// Every refusal that counts, the strongest first.
+    pub fn reasons(&self) -> &[Refusal] {
+        &self.reasons
+    }
+
+    /// What rules in shadow mode would have said, the strongest first.
+    pub fn shadowed(&self) -> &[Refusal] {
+        &self.shadowed
+    }
+
+    /// How long to wait so that none of the reasons holds any more.
+    pub fn wait(&self) -> Duration {
+        self.reasons.iter().map(|refusal| refusal.wait).max().unwrap_or_default()
+    }
+
+    /// Whether it is more than a plain pass: a refusal, or what a shadow would have refused.
+    pub fn is_worth_telling(&self) -> bool {
+        !self.reasons.is_empty() || !self.shadowed.is_empty()
+    }
+
+    /// The same without what shadows said, which is told once.
+    #[must_use]
+    pub fn without_shadows(self) -> Self {
+        Self { shadowed: Vec::new(), ..self }
+    }
+
+    /// Why nobody asked, if nobody did.
+    pub fn exemption(&self) -> Option<Exemption> {
+        self.exemption
+    }
+
+    /// Whether the session is to be closed without waiting for a command.
+    pub fn at_once(&self) -> bool {
+        self.reasons.iter().any(|refusal| refusal.urgency == Urgency::AtOnce)
+    }
+}

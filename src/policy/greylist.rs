@@ -1,0 +1,437 @@
+//! Have this client, this sender and this recipient met before?
+//!
+//! First contact waits (RFC 6647 section 2.4, "RCPT-based greylisting"). A real mail server comes
+//! back; most that do not have no queue. A client that has come back often enough is proven and
+//! no longer asked.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::Bounds;
+use super::decision::{Decision, Reason, Refusal, Why};
+use super::signal::{Context, Ledger, Round, Signal};
+use crate::clock::Time;
+use crate::meter::key::{Key, KeyMaker, Secret};
+use crate::meter::record::Record;
+use crate::meter::table::Table;
+use crate::meter::units::Span;
+use crate::setting::{Complaint, Mode};
+use crate::smtp::address::Address;
+use crate::smtp::event::{Event, Fate};
+use crate::smtp::reply::Action;
+use crate::smtp::template::Template;
+
+/// `[greylist]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Params {
+    /// Whether it acts.
+    pub mode: Mode,
+    /// What makes two attempts the same.
+    pub per: Vec<Dimension>,
+    /// How long a first contact waits.
+    pub delay: Span,
+    /// A retry later than this starts again.
+    pub window: Span,
+    /// Distinct passes after which a client is no longer greylisted.
+    pub proven_after: NonZeroU32,
+    /// How long a triplet, or a proven client, is remembered after it was last seen.
+    pub forget: Span,
+    /// Pending triplets that are stored for one network within a window.
+    pub max_pending_per_network: NonZeroU32,
+    /// Recipient domains that do not want it.
+    pub exempt_recipient_domains: Vec<String>,
+    /// What is said; with 421 it is said at DATA, when every triplet has been seen.
+    pub reply: Template,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Shadow,
+            per: vec![Dimension::Network, Dimension::Sender, Dimension::Recipient],
+            delay: Span::secs(5 * 60),
+            window: Span::secs(2 * 86_400),
+            proven_after: NonZeroU32::new(5).expect("five is not zero"),
+            forget: Span::secs(36 * 86_400),
+            max_pending_per_network: NonZeroU32::new(10_000).expect("ten thousand is not zero"),
+            exempt_recipient_domains: Vec::new(),
+            reply: REPLY.parse().expect("a test reads the default reply"),
+        }
+    }
+}
+
+const REPLY: &str = "451 4.7.1 {hostname} First contact; retry in {wait} seconds";
+
+/// A part of what makes two attempts the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dimension {
+    /// The client's network.
+    Network,
+    /// The envelope sender.
+    Sender,
+    /// The envelope recipient.
+    Recipient,
+}
+
+impl Params {
+    /// What makes no sense.
+    pub fn check(&self) -> Vec<Complaint> {
+        let mut complaints = Vec::new();
+        if !self.per.contains(&Dimension::Network) {
+            let message = "expected \"network\" among them: senders and recipients can be forged";
+            complaints.push(Complaint::error("per", message));
+        }
+        if self.delay.duration().is_zero() {
+            complaints.push(Complaint::error("delay", "expected a time longer than zero"));
+        }
+        if self.window <= self.delay {
+            let message = format!("expected longer than `delay` ({}): no retry could pass", self.delay);
+            complaints.push(Complaint::error("window", message));
+        }
+        if self.forget < self.window {
+            let message = format!("expected at least `window` ({})", self.window);
+            complaints.push(Complaint::error("forget", message));
+        }
+        let misgiving = self.reply.misgiving();
+        complaints.extend(misgiving.map(|message| Complaint::warning("reply", message)));
+        complaints
+    }
+}
+
+/// What greylisting remembers.
+///
+/// Pending and passed triplets have a table and half of `max_triplets` each, because a single
+/// message makes a pending one, and a flood of those must not push out what has passed.
+pub struct Memory {
+    secret: Secret,
+    /// When it is full, first contacts pass: their retries could never succeed.
+    pending: Arc<Table<Pending>>,
+    /// When it is full, new passes are not remembered and wait again the next time.
+    passed: Arc<Table<Passed>>,
+    /// Bound: `max_clients`. When it is full, no further client becomes proven.
+    proven: Arc<Table<Proven>>,
+    /// Bound: `max_clients`. When it is full, a further network's pending triplets have no bound
+    /// of their own.
+    crowds: Arc<Table<Crowd>>,
+}
+
+impl Memory {
+    pub(super) fn new(secret: &Secret, bounds: Bounds) -> Self {
+        let half = bounds.max_triplets / 2;
+        Self {
+            secret: secret.clone(),
+            pending: Arc::new(Table::new(half)),
+            passed: Arc::new(Table::new(half)),
+            proven: Arc::new(Table::new(bounds.max_clients)),
+            crowds: Arc::new(Table::new(bounds.max_clients)),
+        }
+    }
+
+    pub(super) fn signal(&self, params: &Params) -> Option<Greylist> {
+        (params.mode != Mode::Off).then(|| Greylist {
+            mode: params.mode,
+            per: params.per.clone(),
+            delay: params.delay.duration(),
+            window: params.window.duration(),
+            proven_after: params.proven_after.get(),
+            forget: params.forget.duration(),
+            max_pending_per_network: params.max_pending_per_network.get(),
+            exempt_domains: params
+                .exempt_recipient_domains
+                .iter()
+                .map(|domain| domain.to_ascii_lowercase().into())
+                .collect(),
+            template: Arc::new(params.reply.clone()),
+            triplets: self.secret.key("triplet"),
+            clients: self.secret.key("client"),
+            pending: self.pending.clone(),
+            passed: self.passed.clone(),
+            proven: self.proven.clone(),
+            crowds: self.crowds.clone(),
+        })
+    }
+
+    pub(super) fn sweep(&self, now: Time) {
+        self.pending.sweep(now);
+        self.passed.sweep(now);
+        self.proven.sweep(now);
+        self.crowds.sweep(now);
+    }
+
+    pub(super) fn sizes(&self) -> [(&'static str, usize, u64); 4] {
+        [
+            ("pending", self.pending.len(), self.pending.turned_away()),
+            ("passed", self.passed.len(), self.passed.turned_away()),
+            ("proven", self.proven.len(), self.proven.turned_away()),
+            ("crowds", self.crowds.len(), self.crowds.turned_away()),
+        ]
+    }
+}
+
+/// A triplet that waits.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pending {
+    first: Time,
+    until: Time,
+}
+
+/// A triplet that has come back.
+#[derive(Clone, Copy, Debug, Default)]
+struct Passed {
+    until: Time,
+}
+
+/// A client whose triplets have come back.
+#[derive(Clone, Copy, Debug, Default)]
+struct Proven {
+    passes: u32,
+    until: Time,
+}
+
+/// The pending triplets of one network. Counted anew after each window, so a network has between
+/// once and twice its bound.
+#[derive(Clone, Copy, Debug, Default)]
+struct Crowd {
+    stored: u32,
+    until: Time,
+}
+
+macro_rules! forgettable_at_until {
+    ($($record:ty),*) => {$(
+        impl Record for $record {
+            fn forgettable(&self, now: Time) -> bool {
+                self.until <= now
+            }
+        }
+    )*};
+}
+forgettable_at_until!(Pending, Passed, Proven, Crowd);
+
+/// When the recipients of a transaction may come back.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ready {
+    /// When the youngest of them was first seen.
+    first: Time,
+    /// When it may come back.
+    at: Time,
+}
+
+/// The signal.
+pub struct Greylist {
+    mode: Mode,
+    per: Vec<Dimension>,
+    delay: Duration,
+    window: Duration,
+    proven_after: u32,
+    forget: Duration,
+    max_pending_per_network: u32,
+    exempt_domains: Vec<Box<str>>,
+    template: Arc<Template>,
+    triplets: KeyMaker,
+    clients: KeyMaker,
+    pending: Arc<Table<Pending>>,
+    passed: Arc<Table<Passed>>,
+    proven: Arc<Table<Proven>>,
+    crowds: Arc<Table<Crowd>>,
+}
+
+/// What is known of a triplet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Acquaintance {
+    /// Its client is proven, or it has passed before.
+    Known,
+    /// It waits since then, and has waited long enough.
+    Back,
+    /// It waits since then.
+    Waiting { first: Time },
+    /// It has never been seen, or too long ago.
+    New,
+}
+
+impl Greylist {
+    fn acquaintance(&self, cx: &Context<'_>, recipient: &Address) -> Acquaintance {
+        let proven = |client: Option<&Proven>| {
+            client.is_some_and(|c| c.passes >= self.proven_after && !c.forgettable(cx.now))
+        };
+        if self.proven.read(self.client(cx), proven) {
+            return Acquaintance::Known;
+        }
+        let triplet = self.triplet(cx, recipient);
+        let known = |passed: Option<&Passed>| passed.is_some_and(|p| !p.forgettable(cx.now));
+        if self.passed.read(triplet, known) {
+            return Acquaintance::Known;
+        }
+        match self.pending.read(triplet, |pending| pending.copied()) {
+            Some(pending) if pending.forgettable(cx.now) => Acquaintance::New,
+            Some(Pending { first, .. }) if cx.now.since(first) < self.delay => {
+                Acquaintance::Waiting { first }
+            }
+            Some(_) => Acquaintance::Back,
+            None => Acquaintance::New,
+        }
+    }
+
+    fn triplet(&self, cx: &Context<'_>, recipient: &Address) -> Key {
+        let sender = cx.transaction.map_or("", |transaction| transaction.sender.as_str());
+        let add = |maker: KeyMaker, dimension: &Dimension| match dimension {
+            Dimension::Network => maker.part(b"network").part(&cx.network.octets()),
+            Dimension::Sender => maker.part(b"sender").part(sender.as_bytes()),
+            Dimension::Recipient => maker.part(b"recipient").part(recipient.as_str().as_bytes()),
+        };
+        self.per.iter().fold(self.triplets.clone(), add).finish()
+    }
+
+    fn client(&self, cx: &Context<'_>) -> Key {
+        self.clients.clone().part(&cx.network.octets()).finish()
+    }
+
+    fn exempts(&self, recipient: &Address) -> bool {
+        self.exempt_domains.iter().any(|domain| **domain == *recipient.domain())
+    }
+
+    /// With 421 nothing is said before DATA: at the first recipient it would hide the others, and
+    /// each would wait a delay of its own.
+    fn speaks_at_data(&self) -> bool {
+        self.template.code().action() == Action::Close
+    }
+
+    fn refusal(&self, ready: Ready, now: Time) -> Refusal {
+        let why = Why::Greylist { age: now.since(ready.first), delay: self.delay };
+        Refusal::new(self.mode, &self.template, why).waiting(ready.at.since(now))
+    }
+
+    /// When a triplet may come back, if it must; nothing if it may pass.
+    fn ready(&self, cx: &Context<'_>, recipient: &Address) -> Option<Ready> {
+        if self.exempts(recipient) {
+            return None;
+        }
+        let first = match self.acquaintance(cx, recipient) {
+            Acquaintance::Known | Acquaintance::Back => return None,
+            // Nothing can be stored, so no retry could ever pass.
+            Acquaintance::New if self.pending.is_full() => return None,
+            Acquaintance::New => cx.now,
+            Acquaintance::Waiting { first } => first,
+        };
+        Some(Ready { first, at: first + self.delay })
+    }
+
+    fn store(&self, cx: &Context<'_>, recipient: &Address) {
+        let crowd = self.crowds.write(self.client(cx), |crowd| {
+            if crowd.forgettable(cx.now) {
+                *crowd = Crowd { stored: 0, until: cx.now + self.window };
+            }
+            crowd.stored += 1;
+            crowd.stored
+        });
+        if crowd.is_ok_and(|stored| stored > self.max_pending_per_network) {
+            return;
+        }
+        let pending = Pending { first: cx.now, until: cx.now + self.window };
+        // A full table counts what it turns away.
+        let _ = self.pending.write(self.triplet(cx, recipient), |entry| *entry = pending);
+    }
+
+    /// The triplet is an acquaintance from now on, and its client has one more pass.
+    fn pass(&self, cx: &Context<'_>, recipient: &Address) {
+        let until = cx.now + self.forget;
+        let triplet = self.triplet(cx, recipient);
+        let _ = self.passed.write(triplet, |passed| passed.until = until);
+        if self.pending.take(triplet).is_some() {
+            let client = self.client(cx);
+            let _ = self.proven.write(client, |proven| {
+                let passes = if proven.forgettable(cx.now) { 0 } else { proven.passes };
+                *proven = Proven { passes: passes.saturating_add(1), until };
+            });
+            self.crowds.write_known(client, |crowd| crowd.stored = crowd.stored.saturating_sub(1));
+        }
+    }
+
+    /// Seen again: remembered for another while.
+    fn refresh(&self, cx: &Context<'_>, recipient: &Address) {
+        let until = cx.now + self.forget;
+        self.proven.write_known(self.client(cx), |proven| proven.until = until);
+        self.passed.write_known(self.triplet(cx, recipient), |passed| passed.until = until);
+    }
+
+    /// A recipient has been asked for: what that makes of its triplet.
+    fn meet(&self, cx: &Context<'_>, recipient: &Address, decision: &Decision) {
+        let others_refuse =
+            decision.reasons().iter().any(|refusal| refusal.why.reason() != Reason::Greylist);
+        match self.acquaintance(cx, recipient) {
+            Acquaintance::Known => self.refresh(cx, recipient),
+            // In shadow mode as if nothing had been refused: the sender has no reason to come
+            // back, so its next message must not look like another first contact.
+            Acquaintance::New | Acquaintance::Waiting { .. } if self.mode == Mode::Shadow => {
+                self.pass(cx, recipient);
+            }
+            // What another rule refuses has been seen all the same, so that delays do not add up.
+            Acquaintance::New => self.store(cx, recipient),
+            Acquaintance::Waiting { .. } => {}
+            Acquaintance::Back if others_refuse => {}
+            Acquaintance::Back => self.pass(cx, recipient),
+        }
+    }
+}
+
+impl Signal for Greylist {
+    fn name(&self) -> &'static str {
+        "greylist"
+    }
+
+    fn assess(&self, cx: &Context<'_>, ledger: &Ledger, round: &mut Round) {
+        let ready = match cx.event {
+            Event::Recipient { address, .. } if !self.speaks_at_data() => self.ready(cx, address),
+            Event::Data => ledger.ready,
+            _ => None,
+        };
+        if let Some(ready) = ready {
+            round.refuse(self.refusal(ready, cx.now));
+        }
+    }
+
+    fn settle(&self, cx: &Context<'_>, decision: &Decision, ledger: &mut Ledger) {
+        match cx.event {
+            Event::Recipient { address, fate: Fate::Offered } if decision.exemption().is_none() => {
+                if self.speaks_at_data() {
+                    let latest = ledger.ready.into_iter().chain(self.ready(cx, address));
+                    ledger.ready = latest.max_by_key(|ready| ready.at);
+                }
+                if !self.exempts(address) {
+                    self.meet(cx, address, decision);
+                }
+            }
+            Event::Mail { .. } | Event::EndOfMessage { .. } | Event::Abort | Event::Disconnect => {
+                ledger.ready = None;
+            }
+            Event::Recipient { .. } | Event::Connect | Event::Helo { .. } | Event::Data => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_make_sense() {
+        assert_eq!(Params::default().check(), []);
+    }
+
+    #[test]
+    fn what_could_never_pass_is_an_error() {
+        let params = Params {
+            per: vec![Dimension::Sender],
+            delay: Span::secs(600),
+            window: Span::secs(600),
+            forget: Span::secs(60),
+            ..Params::default()
+        };
+        let keys: Vec<_> = params.check().iter().map(|complaint| complaint.key).collect();
+        assert_eq!(keys, ["per", "window", "forget"]);
+    }
+}

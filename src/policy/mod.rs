@@ -1,0 +1,197 @@
+//! The policy: a list of signals that assess an event, fold into one decision, and settle.
+//!
+//! Assessing only reads, so two threads may pass the same limit at once: by at most as many events
+//! as there are threads, less one.
+
+pub mod access;
+pub mod decision;
+pub mod greylist;
+pub mod limit;
+pub mod signal;
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use self::decision::{Decision, Reason, Refusal};
+use self::signal::{Context, Ledger, Round, Signal};
+use crate::clock::Time;
+use crate::meter::key::Secret;
+use crate::setting::Complaint;
+use crate::smtp::client::{Network, Prefixes};
+use crate::smtp::event::{Event, Fate};
+use crate::smtp::reply::{Action, Code, Enhanced};
+
+/// What the signals remember. It outlives every policy.
+pub struct Memory {
+    /// Meters and gauges of limits.
+    pub limits: limit::Memory,
+    /// Triplets.
+    pub greylist: greylist::Memory,
+}
+
+/// How much memory may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Client networks that each table of clients may hold.
+    pub max_clients: usize,
+    /// Triplets, pending and passed together.
+    pub max_triplets: usize,
+}
+
+impl Memory {
+    /// Empty memory.
+    pub fn new(secret: &Secret, bounds: Bounds) -> Self {
+        Self {
+            limits: limit::Memory::new(secret, bounds),
+            greylist: greylist::Memory::new(secret, bounds),
+        }
+    }
+
+    /// Forgets what has faded. Shard after shard, each locked for a moment.
+    pub fn sweep(&self, now: Time) {
+        self.limits.sweep(now);
+        self.greylist.sweep(now);
+    }
+
+    /// Entries of every table and how many new ones it had to turn away, by the table's name.
+    pub fn sizes(&self) -> [(&'static str, usize, u64); 6] {
+        let [meters, gauges] = self.limits.sizes();
+        let [pending, passed, proven, crowds] = self.greylist.sizes();
+        [meters, gauges, pending, passed, proven, crowds]
+    }
+}
+
+/// `[client]`: what a client counts under.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClientParams {
+    /// Leading bits of an IPv4 address that make its network.
+    pub ipv4_prefix: u8,
+    /// Leading bits of an IPv6 address that make its network.
+    pub ipv6_prefix: u8,
+}
+
+impl Default for ClientParams {
+    fn default() -> Self {
+        Self { ipv4_prefix: 32, ipv6_prefix: 64 }
+    }
+}
+
+impl ClientParams {
+    /// What makes no sense.
+    pub fn check(&self) -> Vec<Complaint> {
+        let range = |key, value, max| match (1..=max).contains(&value) {
+            true => None,
+            false => Some(Complaint::error(key, format!("expected 1 to {max} bits, not {value}"))),
+        };
+        [range("ipv4_prefix", self.ipv4_prefix, 32), range("ipv6_prefix", self.ipv6_prefix, 128)]
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+}
+
+/// The signals in force, and what they have in common.
+pub struct Policy {
+    /// The host's name, for replies.
+    pub hostname: Box<str>,
+    /// Where a postmaster finds help, for replies; empty if nowhere.
+    pub help_url: Box<str>,
+    prefixes: Prefixes,
+    signals: Vec<Box<dyn Signal>>,
+}
+
+/// What a policy is made of.
+pub struct Parts<'a> {
+    /// The host's name, for replies.
+    pub hostname: &'a str,
+    /// Where a postmaster finds help; empty if nowhere.
+    pub help_url: &'a str,
+    /// `[client]`
+    pub client: ClientParams,
+    /// `[access]`, its lists read.
+    pub access: access::Access,
+    /// `[[limit]]`
+    pub limits: &'a [limit::Params],
+    /// `[greylist]`
+    pub greylist: &'a greylist::Params,
+}
+
+impl Policy {
+    /// Builds the list of signals, in the order in which they are asked.
+    pub fn new(parts: Parts<'_>, memory: &Memory) -> Self {
+        let mut signals: Vec<Box<dyn Signal>> = vec![Box::new(parts.access)];
+        signals.push(Box::new(memory.limits.signal(parts.limits)));
+        signals.extend(memory.greylist.signal(parts.greylist).map(|s| Box::new(s) as Box<_>));
+        Self {
+            hostname: parts.hostname.into(),
+            help_url: parts.help_url.into(),
+            prefixes: Prefixes {
+                ipv4: parts.client.ipv4_prefix,
+                ipv6: parts.client.ipv6_prefix,
+            },
+            signals,
+        }
+    }
+
+    /// What a client counts under.
+    pub fn network(&self, address: IpAddr) -> Network {
+        Network::of(address, self.prefixes)
+    }
+
+    /// Judges an event. Reads only.
+    pub fn assess(&self, cx: &Context<'_>, ledger: &Ledger) -> Decision {
+        if !can_be_refused(cx.event) {
+            return Decision::default();
+        }
+        let mut round = Round::default();
+        for signal in &self.signals {
+            if round.exemption.is_none() || signal.binds_exempt() {
+                signal.assess(cx, ledger, &mut round);
+            }
+        }
+        if cx.transaction.is_some_and(|transaction| transaction.accepted > 0) {
+            round.refusals.iter_mut().for_each(|refusal| spare_the_accepted(cx, refusal));
+        }
+        Decision::new(round.exemption, round.refusals)
+    }
+
+    /// Takes note of what was decided: the only writer.
+    pub fn settle(&self, cx: &Context<'_>, decision: &Decision, ledger: &mut Ledger) {
+        for signal in &self.signals {
+            signal.settle(cx, decision, ledger);
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn add_signal(&mut self, signal: Box<dyn Signal>) {
+        self.signals.push(signal);
+    }
+}
+
+/// At the end of a message a refusal would come too late, and a recipient that the MTA has refused
+/// cannot be refused again.
+fn can_be_refused(event: &Event) -> bool {
+    match event {
+        Event::Connect | Event::Helo { .. } | Event::Mail { .. } | Event::Data => true,
+        Event::Recipient { fate, .. } => *fate == Fate::Offered,
+        Event::EndOfMessage { .. } | Event::Abort | Event::Disconnect => false,
+    }
+}
+
+/// A 421 at a recipient throws away those accepted before it, and a real Postfix repeats exactly
+/// that at every retry: the message would never arrive. So once one is accepted, only the surplus
+/// is put off (RFC 5321 section 4.5.3.1.10: 452 for too many recipients).
+fn spare_the_accepted(cx: &Context<'_>, refusal: &mut Refusal) {
+    if !matches!(cx.event, Event::Recipient { .. }) || refusal.action() != Action::Close {
+        return;
+    }
+    refusal.code = match refusal.why.reason() {
+        Reason::Rate => Code::Code452,
+        Reason::Access | Reason::Sessions | Reason::Greylist => Code::Code451,
+    };
+    if refusal.code == Code::Code452 {
+        refusal.enhanced = Enhanced::TOO_MANY_RECIPIENTS;
+    }
+}

@@ -1,0 +1,278 @@
+//! Every metric, label and log field, once.
+//!
+//! One event a decision at `info` when it is not a pass, with what a postmaster needs to explain
+//! it. Metrics are labelled by what we and the settings name, never by what comes from the
+//! network.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, gauge};
+use metrics::{Unit, describe_histogram, histogram, with_local_recorder};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusRecorder};
+use tracing::{error, info, warn};
+
+use crate::clock::Time;
+use crate::policy::decision::{Decision, Refusal};
+use crate::setting::Mode;
+use crate::smtp::event::Kind;
+use crate::smtp::reply::Reply;
+
+/// Our own trouble. In each the mail passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// A decision panicked.
+    Panic,
+    /// A client without an address we can read.
+    Address,
+    /// A frame or a request that makes no sense; its connection was closed.
+    Frame,
+    /// A connection could not be accepted.
+    Accept,
+    /// Log lines were dropped because they could not be written fast enough.
+    Log,
+}
+
+impl Failure {
+    const ALL: [Self; 5] = [Self::Panic, Self::Address, Self::Frame, Self::Accept, Self::Log];
+
+    /// Its one name in logs and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Panic => "panic",
+            Self::Address => "address",
+            Self::Frame => "frame",
+            Self::Accept => "accept",
+            Self::Log => "log",
+        }
+    }
+}
+
+/// One decision, as it is told.
+pub struct Told<'a> {
+    /// What was decided.
+    pub decision: &'a Decision,
+    /// Its id.
+    pub id: &'a str,
+    /// The event at which the client hears of it.
+    pub event: Kind,
+    /// The client's address.
+    pub client: IpAddr,
+    /// Its forward-confirmed name.
+    pub name: Option<&'a str>,
+    /// Its HELO name.
+    pub helo: Option<&'a str>,
+    /// The name it has authenticated as.
+    pub user: Option<&'a str>,
+    /// The envelope sender.
+    pub sender: Option<&'a str>,
+    /// The envelope recipient.
+    pub recipient: Option<&'a str>,
+    /// How long the client must wait from now on.
+    pub wait: Duration,
+    /// What is said, if anything is.
+    pub reply: Option<&'a Reply>,
+}
+
+/// Counts and tells.
+pub struct Telemetry {
+    recorder: PrometheusRecorder,
+    events: [Counter; Kind::ALL.len()],
+    passes: Counter,
+    latency: Histogram,
+    sessions: Gauge,
+    failures: [Counter; Failure::ALL.len()],
+    last_told: [AtomicU64; Failure::ALL.len()],
+}
+
+/// Upper bounds of the latency histogram's buckets, in seconds: from a decision's usual time to
+/// one that somebody would feel.
+const LATENCY_BUCKETS: [f64; 10] =
+    [500e-9, 1e-6, 2e-6, 5e-6, 10e-6, 25e-6, 100e-6, 1e-3, 10e-3, 100e-3];
+
+/// How often a line tells of the same kind of failure at most.
+const FAILURE_LINE_EVERY: Duration = Duration::from_secs(60);
+
+impl Telemetry {
+    /// Telemetry with metrics of its own.
+    pub fn new() -> Self {
+        let recorder = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Full(names::LATENCY.into()), &LATENCY_BUCKETS)
+            .expect("the list of buckets is not empty")
+            .build_recorder();
+        with_local_recorder(&recorder, describe);
+        let handles = || {
+            let events = Kind::ALL.map(|kind| counter!(names::EVENTS, "event" => kind.name()));
+            let passes = counter!(names::DECISIONS, "action" => "pass", "reason" => "none",
+                "limit" => "none");
+            let failures = Failure::ALL.map(|f| counter!(names::FAILURES, "kind" => f.name()));
+            (events, passes, failures, histogram!(names::LATENCY), gauge!(names::SESSIONS))
+        };
+        let (events, passes, failures, latency, sessions) =
+            with_local_recorder(&recorder, handles);
+        with_local_recorder(&recorder, || {
+            gauge!(names::BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        });
+        let last_told = Default::default();
+        Self { recorder, events, passes, latency, sessions, failures, last_told }
+    }
+
+    /// A session has begun.
+    pub fn session_begun(&self) {
+        self.sessions.increment(1.0);
+    }
+
+    /// A session has ended.
+    pub fn session_ended(&self) {
+        self.sessions.decrement(1.0);
+    }
+
+    /// An event was answered within `took`.
+    pub fn event(&self, kind: Kind, took: Duration) {
+        self.events[kind as usize].increment(1);
+        self.latency.record(took);
+    }
+
+    /// An event passed, and no rule in shadow mode would have had it otherwise.
+    pub fn passed(&self) {
+        self.passes.increment(1);
+    }
+
+    /// A decision that somebody may ask about: a refusal, or what a shadow would have refused.
+    pub fn told(&self, told: &Told<'_>) {
+        let decision = told.decision;
+        with_local_recorder(&self.recorder, || {
+            match decision.strongest() {
+                Some(refusal) => count_refusal(names::DECISIONS, refusal),
+                None => self.passes.increment(1),
+            }
+            decision.shadowed().iter().for_each(|refusal| count_refusal(names::SHADOWED, refusal));
+        });
+        if let Some(refusal) = decision.strongest() {
+            line(told, refusal, told.wait, decision.reasons().get(1..).unwrap_or_default());
+        }
+        // What shadows would have done is told apart: each has a rule and a wait of its own.
+        for refusal in decision.shadowed() {
+            line(told, refusal, refusal.wait, &[]);
+        }
+    }
+
+    /// Our own trouble: counted, and told at most once a minute for each kind.
+    pub fn failed(&self, failure: Failure, now: Time, detail: &dyn std::fmt::Display) {
+        self.failures[failure as usize].increment(1);
+        let last = &self.last_told[failure as usize];
+        let before = last.load(Ordering::Relaxed);
+        let quiet = now.since(Time::from_nanos(before)) < FAILURE_LINE_EVERY && before != 0;
+        let claimed = !quiet
+            && last
+                .compare_exchange(before, now.as_nanos(), Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok();
+        if claimed {
+            let kind = failure.name();
+            match failure {
+                Failure::Panic => error!(kind, %detail, "our own trouble; the mail passes"),
+                Failure::Address | Failure::Frame | Failure::Accept | Failure::Log => {
+                    warn!(kind, %detail, "our own trouble; the mail passes");
+                }
+            }
+        }
+    }
+
+    /// Settings were read again.
+    pub fn reloaded(&self, outcome: &'static str) {
+        with_local_recorder(&self.recorder, || {
+            counter!(names::RELOADS, "outcome" => outcome).increment(1);
+        });
+    }
+
+    /// Sizes of tables, and how many new entries each had to turn away.
+    pub fn table_sizes(&self, sizes: &[(&'static str, usize, u64)]) {
+        with_local_recorder(&self.recorder, || {
+            for (table, entries, turned_away) in sizes {
+                gauge!(names::ENTRIES, "table" => *table).set(*entries as f64);
+                counter!(names::TURNED_AWAY, "table" => *table).absolute(*turned_away);
+            }
+        });
+    }
+
+    /// All metrics in Prometheus' text format.
+    pub fn render(&self) -> String {
+        self.recorder.handle().render()
+    }
+
+    /// Folds recorded latencies into their buckets. Every few seconds, or they pile up.
+    pub fn upkeep(&self) {
+        self.recorder.handle().run_upkeep();
+    }
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn count_refusal(metric: &'static str, refusal: &Refusal) {
+    let (action, reason) = (refusal.action().name(), refusal.why.reason().name());
+    let limit = refusal.limit.as_deref().unwrap_or("none").to_owned();
+    counter!(metric, "action" => action, "reason" => reason, "limit" => limit).increment(1);
+}
+
+/// What a client chose is recorded as a string, never formatted into one: the subscriber quotes it
+/// and escapes its control characters.
+fn line(told: &Told<'_>, refusal: &Refusal, wait: Duration, others: &[Refusal]) {
+    let others: Vec<_> = others.iter().map(name).collect();
+    let reply = told.reply.filter(|_| refusal.mode == Mode::Enforce).map(ToString::to_string);
+    info!(
+        action = %refusal.action().name(),
+        reason = %refusal.why.reason().name(),
+        limit = refusal.limit.as_deref().map(tracing::field::display),
+        mode = %refusal.mode.name(),
+        event = %told.event.name(),
+        client = %told.client,
+        name = told.name,
+        helo = told.helo,
+        user = told.user,
+        sender = told.sender,
+        recipient = told.recipient,
+        value = %refusal.why.value(),
+        threshold = refusal.why.threshold().to_string(),
+        wait_ms = wait.as_millis() as u64,
+        also = (!others.is_empty()).then(|| others.join(",")),
+        id = %told.id,
+        reply,
+    );
+}
+
+/// The limit's name, or the reason where no limit spoke.
+fn name(refusal: &Refusal) -> &str {
+    refusal.limit.as_deref().unwrap_or(refusal.why.reason().name())
+}
+
+/// Names of metrics.
+mod names {
+    pub(super) const EVENTS: &str = "postpone_events_total";
+    pub(super) const DECISIONS: &str = "postpone_decisions_total";
+    pub(super) const SHADOWED: &str = "postpone_shadowed_total";
+    pub(super) const LATENCY: &str = "postpone_decision_seconds";
+    pub(super) const SESSIONS: &str = "postpone_sessions_open";
+    pub(super) const ENTRIES: &str = "postpone_table_entries";
+    pub(super) const TURNED_AWAY: &str = "postpone_table_turned_away_total";
+    pub(super) const FAILURES: &str = "postpone_failures_total";
+    pub(super) const RELOADS: &str = "postpone_reloads_total";
+    pub(super) const BUILD: &str = "postpone_build_info";
+}
+
+fn describe() {
+    describe_counter!(names::EVENTS, "SMTP events reported by MTAs");
+    describe_counter!(names::DECISIONS, "Decisions by what was done and why");
+    describe_counter!(names::SHADOWED, "What rules in shadow mode would have refused");
+    describe_histogram!(names::LATENCY, Unit::Seconds, "Time from an event to its answer");
+    describe_gauge!(names::SESSIONS, "SMTP sessions open now");
+    describe_gauge!(names::ENTRIES, "Entries of each table");
+    describe_counter!(names::TURNED_AWAY, "New entries a full table did not store");
+    describe_counter!(names::FAILURES, "Our own trouble, in which the mail passes");
+    describe_counter!(names::RELOADS, "Attempts to read the settings again");
+    describe_gauge!(names::BUILD, "The version that runs");
+}
