@@ -4,6 +4,7 @@
 //! argument, so that serving mail, explaining and replaying are the same code.
 
 use std::ops::Add;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -48,6 +49,13 @@ impl Add<Duration> for Time {
 pub trait Clock: Send + Sync {
     /// The present moment.
     fn now(&self) -> Time;
+}
+
+/// A clock that several hold: whoever moves it, and whoever reads it.
+impl<C: Clock> Clock for Arc<C> {
+    fn now(&self) -> Time {
+        (**self).now()
+    }
 }
 
 /// The system's wall clock.

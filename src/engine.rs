@@ -13,7 +13,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use crate::clock::{Clock, Stopwatch, Time};
-use crate::policy::decision::Decision;
+use crate::policy::decision::{Decision, Reason};
 use crate::policy::signal::{Context, Ledger};
 use crate::policy::{Memory, Policy};
 use crate::smtp::client::{Client, Network};
@@ -42,7 +42,20 @@ pub enum Answer {
     /// Go on.
     Pass,
     /// Say this; its code says whether the session is closed.
-    Refuse(Reply),
+    Refuse(Refused),
+}
+
+/// A refusal, and the facts behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// What is said.
+    pub reply: Reply,
+    /// Why.
+    pub reason: Reason,
+    /// The limit that spoke, if it was one.
+    pub limit: Option<Arc<str>>,
+    /// The true wait, without the jitter of the one that is told.
+    pub wait: Duration,
 }
 
 /// Everything a front needs.
@@ -185,9 +198,8 @@ impl Session {
             _ => {}
         }
         if let Some(sentence) = self.sentence.take() {
-            match self.repeat(now, &event, sentence) {
-                Ok(answer) => return answer,
-                Err(Lifted) => {}
+            if let Ok(answer) = self.repeat(now, &event, sentence) {
+                return answer;
             }
         }
         let decision = self.decide(now, &event);
@@ -293,14 +305,15 @@ impl Session {
             _ => None,
         };
         let id = id.to_string();
-        let reply = decision.strongest().filter(|_| event.kind() != Kind::Disconnect).map(|why| {
-            let wait = told_wait(wait, &id).to_string();
+        let strongest = decision.strongest().filter(|_| event.kind() != Kind::Disconnect);
+        let refused = strongest.map(|refusal| {
+            let told = told_wait(wait, &id).to_string();
             let fact = |place| match place {
                 Placeholder::Hostname => Cow::from(&*self.policy.hostname),
                 Placeholder::Client => self.client.address().to_string().into(),
                 Placeholder::Network => self.network.to_string().into(),
-                Placeholder::Reason => why.why.reason().name().into(),
-                Placeholder::Wait => wait.as_str().into(),
+                Placeholder::Reason => refusal.why.reason().name().into(),
+                Placeholder::Wait => told.as_str().into(),
                 Placeholder::Id => id.as_str().into(),
                 Placeholder::Sender => sender.map_or("", |sender| sender.as_str()).into(),
                 Placeholder::SenderDomain => sender.map_or("", |sender| sender.domain()).into(),
@@ -308,7 +321,12 @@ impl Session {
                 Placeholder::RecipientDomain => recipient.map_or("", |rcpt| rcpt.domain()).into(),
                 Placeholder::Url => (&*self.policy.help_url).into(),
             };
-            Reply::new(why.code, why.enhanced, &why.template.text(fact))
+            Refused {
+                reply: Reply::new(refusal.code, refusal.enhanced, &refusal.template.text(fact)),
+                reason: refusal.why.reason(),
+                limit: refusal.limit.clone(),
+                wait,
+            }
         });
         self.engine.telemetry.told(&Told {
             decision,
@@ -321,9 +339,9 @@ impl Session {
             sender: sender.map(|sender| sender.as_str()),
             recipient: recipient.map(|recipient| recipient.as_str()),
             wait,
-            reply: reply.as_ref(),
+            reply: refused.as_ref().map(|refused| &refused.reply),
         });
-        reply.map_or(Answer::Pass, Answer::Refuse)
+        refused.map_or(Answer::Pass, Answer::Refuse)
     }
 
     fn end(&mut self) {

@@ -1,9 +1,62 @@
-//! wip
+//! `postpone` stands beside Postfix or Sendmail and tells the wrong sender, at the right moment,
+//! for a stated reason and time: *come back later*.
+//!
+//! # The way of an event
+//!
+//! ```text
+//! bytes ─ front ─▶ Event                                  what happened, as a value
+//!                    │  engine: now = clock.now(), once
+//!   policy.assess    │  access ▸ limits ▸ greylist         reads only
+//!                    ▼
+//!                Decision { action, reasons, wait, shadowed }
+//!   policy.settle    │                                     the only writer
+//!                    │  telemetry: one line, one counter
+//! bytes ◀─ front ─ Answer                                  text is made here, last
+//! ```
+//!
+//! From event to answer everything is synchronous and knows no socket, no file and no clock. What
+//! happens beside that path (forgetting what has faded, metrics, reading settings again) happens
+//! on another thread.
+//!
+//! # The modules, lowest first
+//!
+//! A module uses only those above it in this list; `tests/layers.rs` holds it.
+//!
+//! 1. [`clock`]: the time, and the only reader of the system's. [`setting`]: values as an
+//!    administrator writes them.
+//! 2. [`smtp`]: the words of mail, values only; a [`smtp::reply::Reply`] cannot be wrong.
+//!    [`meter`]: the arithmetic of limits, which knows nothing of mail; keyed memory with a bound.
+//! 3. [`policy`]: the signals, one file each, that assess an event and settle.
+//! 4. [`telemetry`]: every metric, label and log field, once.
+//! 5. [`engine`]: the seam of all these, and the [`engine::Session`] that a front holds.
+//! 6. [`front`]: protocols: the milter, metrics over HTTP.
+//! 7. [`config`]: the sum of every part's parameters.
+//! 8. [`daemon`], [`tool`]: what the binary's subcommands do.
+//!
+//! # What always holds
+//!
+//! - No mail is lost by us: only temporary refusals can be built, and in our own trouble the event
+//!   passes, is counted, and is told once in a while ([`engine::Engine::failed`]).
+//! - Nothing is charged before the decision is known, and what a session has taken is given back
+//!   when it is dropped.
+//! - Nothing a client sends makes memory grow beyond a stated bound; each bound's documentation
+//!   says what is dropped.
+//! - A session keeps the policy it began with; a reload concerns those that follow.
+//! - Text a client chose reaches logs and replies cut, and without control characters.
+//!
+//! # What is deliberately absent
+//!
+//! Permanent refusals, content filtering, DNS look-ups, and any wait for disk or network on the
+//! way from event to answer.
+
 pub mod clock;
-pub mod setting;
-pub mod meter;
-pub mod smtp;
-pub mod policy;
-pub mod telemetry;
+pub mod config;
+pub mod daemon;
 pub mod engine;
 pub mod front;
+pub mod meter;
+pub mod policy;
+pub mod setting;
+pub mod smtp;
+pub mod telemetry;
+pub mod tool;

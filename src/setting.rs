@@ -132,9 +132,10 @@ impl<'de, T: std::str::FromStr<Err: Display>> Deserialize<'de> for OrNone<T> {
         let text = <std::borrow::Cow<'de, str>>::deserialize(from)?;
         match &*text {
             "none" => Ok(Self::None),
-            text => text.parse().map(Self::Some).map_err(|error| {
-                serde::de::Error::custom(format_args!(r#"{error} (or "none")"#))
-            }),
+            text => text
+                .parse()
+                .map(Self::Some)
+                .map_err(|error| serde::de::Error::custom(format_args!(r#"{error} (or "none")"#))),
         }
     }
 }

@@ -109,8 +109,7 @@ impl Telemetry {
             let failures = Failure::ALL.map(|f| counter!(names::FAILURES, "kind" => f.name()));
             (events, passes, failures, histogram!(names::LATENCY), gauge!(names::SESSIONS))
         };
-        let (events, passes, failures, latency, sessions) =
-            with_local_recorder(&recorder, handles);
+        let (events, passes, failures, latency, sessions) = with_local_recorder(&recorder, handles);
         with_local_recorder(&recorder, || {
             gauge!(names::BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         });
@@ -225,9 +224,10 @@ fn line(told: &Told<'_>, refusal: &Refusal, wait: Duration, others: &[Refusal]) 
     let others: Vec<_> = others.iter().map(name).collect();
     let reply = told.reply.filter(|_| refusal.mode == Mode::Enforce).map(ToString::to_string);
     info!(
-        action = %refusal.action().name(),
+        action = %told.decision.action().name(),
+        would = (refusal.mode == Mode::Shadow).then(|| display(refusal.action().name())),
         reason = %refusal.why.reason().name(),
-        limit = refusal.limit.as_deref().map(tracing::field::display),
+        limit = refusal.limit.as_deref().map(display),
         mode = %refusal.mode.name(),
         event = %told.event.name(),
         client = %told.client,

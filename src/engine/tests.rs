@@ -1,4 +1,52 @@
 use super::*;
+use crate::clock::ManualClock;
+use crate::config::Settings;
+use crate::meter::key::Secret;
+use crate::policy::signal::{Round, Signal};
+use crate::smtp::address::{Address, ClientText};
+
+/// A signal with a fault.
+struct Faulty;
+
+impl Signal for Faulty {
+    fn name(&self) -> &'static str {
+        "faulty"
+    }
+
+    fn assess(&self, _: &Context<'_>, _: &Ledger, _: &mut Round) {
+        panic!("a fault of ours");
+    }
+
+    fn settle(&self, _: &Context<'_>, _: &Decision, _: &mut Ledger) {
+        panic!("another");
+    }
+}
+
+#[test]
+fn a_fault_of_ours_lets_mail_pass_and_is_counted() {
+    let settings = Settings::default();
+    let memory = Memory::new(&Secret::new([0; 16]), settings.bounds());
+    let Ok(mut policy) = settings.policy(&memory) else { panic!("the defaults hold") };
+    policy.add_signal(Box::new(Faulty));
+    let clock = ManualClock::at(Time::from_secs(1_800_000_000));
+    let engine = Engine::new(Box::new(clock), memory, policy);
+    let client = Client::new([192, 0, 2, 7].into());
+    let mut session = engine.session(client, Speak::Helo);
+    let sender = Address::new(b"<a@example.net>");
+    for event in [
+        Event::Connect,
+        Event::Helo { name: ClientText::new(b"mx.example.net") },
+        Event::Mail { sender, size: None, user: None },
+        Event::Data,
+        Event::EndOfMessage { size: None },
+    ] {
+        assert_eq!(session.on(event), Answer::Pass);
+    }
+    drop(session);
+    let metrics = engine.metrics();
+    assert!(metrics.contains("postpone_failures_total{kind=\"panic\"} 6"), "{metrics}");
+    assert!(metrics.contains("postpone_sessions_open 0"), "{metrics}");
+}
 
 #[test]
 fn the_wait_told_is_never_less_and_at_most_a_quarter_or_five_seconds_more() {

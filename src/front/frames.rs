@@ -146,10 +146,12 @@ fn readable(payload: Vec<u8>) -> Vec<u8> {
         return unknown();
     };
     match (family, rest.split_at_checked(2)) {
-        (b'4', Some((port, address))) => match text(address).map(str::parse::<std::net::Ipv4Addr>) {
-            Some(Ok(address)) => inet(name, b'4', port, &address.to_string()),
-            _ => unknown(),
-        },
+        (b'4', Some((port, address))) => {
+            match text(address).map(str::parse::<std::net::Ipv4Addr>) {
+                Some(Ok(address)) => inet(name, b'4', port, &address.to_string()),
+                _ => unknown(),
+            }
+        }
         (b'6', Some((port, address))) => {
             let address = text(address).map(|address| {
                 let prefix = address.get(..5).filter(|p| p.eq_ignore_ascii_case("IPv6:"));
@@ -218,7 +220,9 @@ mod tests {
 
     #[test]
     fn a_client_without_a_readable_address_is_unknown_and_no_error() {
-        for rest in [&b"6\0\x19nonsense\0"[..], b"4\0\x19192.0.2.300\0", b"L\0\0/tmp/x\0", b"U", b"4"] {
+        for rest in
+            [&b"6\0\x19nonsense\0"[..], b"4\0\x19192.0.2.300\0", b"L\0\0/tmp/x\0", b"U", b"4"]
+        {
             assert_eq!(passed(&[&connect(rest)]).unwrap(), connect(b"U"));
         }
     }

@@ -234,9 +234,8 @@ fn confirmed<'a>(name: &'a CStr, macros: &Macros) -> Option<&'a str> {
 }
 
 fn mail(args: &[CString], macros: &Macros) -> Event {
-    let (path, parameters) = args.split_first().map_or((&b""[..], &[][..]), |(path, rest)| {
-        (path.as_bytes(), rest)
-    });
+    let (path, parameters) =
+        args.split_first().map_or((&b""[..], &[][..]), |(path, rest)| (path.as_bytes(), rest));
     // RFC 1870 section 6.
     let size = parameters.iter().filter_map(|parameter| parameter.to_str().ok()).find_map(|p| {
         let (key, value) = p.split_once('=')?;
@@ -266,18 +265,16 @@ fn ask(cx: &mut Context<Session>, event: impl FnOnce(&Macros) -> Event) -> Statu
     let Some(session) = &mut cx.data else { return Status::Continue };
     match session.on(event(&cx.macros)) {
         Answer::Pass => Status::Continue,
-        Answer::Refuse(reply) => say(&mut cx.reply, &reply),
+        Answer::Refuse(refused) => say(&mut cx.reply, &refused.reply),
     }
 }
 
 fn say(to: &mut SmtpReply, reply: &crate::smtp::reply::Reply) -> Status {
     let enhanced = reply.enhanced().to_string();
-    let said = to.set_error_reply(reply.code().digits(), Some(&enhanced), [escaped(reply.text())]);
-    match said {
-        Ok(()) => Status::Tempfail,
-        // It cannot happen; if it did, the MTA's own 451 says what we meant.
-        Err(_) => Status::Tempfail,
-    }
+    let text = [escaped(reply.text())];
+    // It cannot fail with a text as short as ours; if it did, the MTA's own 451 would say it.
+    let _ = to.set_error_reply(reply.code().digits(), Some(&enhanced), text);
+    Status::Tempfail
 }
 
 /// indymilter's bound on a line, after escaping.

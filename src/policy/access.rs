@@ -75,7 +75,8 @@ impl FromStr for Entry {
         }
         let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
         network.map(|network| Self::Network(network.trunc())).map_err(|_| {
-            let mut expected = r#"a network such as "192.0.2.0/24", a name suffix such as "#.to_owned();
+            let mut expected =
+                r#"a network such as "192.0.2.0/24", a name suffix such as "#.to_owned();
             expected += r#"".example.org", or "file:/path"; not "#;
             Expected::new(format!("{expected}{text:?}"))
         })

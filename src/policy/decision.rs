@@ -1,5 +1,6 @@
 //! Decisions: values, until the front makes text of them.
 
+use std::cmp::Reverse;
 use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
 use std::time::Duration;
@@ -197,7 +198,7 @@ pub struct Decision {
 impl Decision {
     /// Sorts what was said: the strongest first, then the longest wait.
     pub(super) fn new(exemption: Option<Exemption>, mut refusals: Vec<Refusal>) -> Self {
-        refusals.sort_by(|a, b| (b.action(), b.wait).cmp(&(a.action(), a.wait)));
+        refusals.sort_by_key(|refusal| Reverse((refusal.action(), refusal.wait)));
         let (reasons, shadowed) = refusals.into_iter().partition(|r| r.mode == Mode::Enforce);
         Self { exemption, reasons, shadowed }
     }

@@ -90,7 +90,8 @@ impl Params {
             complaints.push(Complaint::error("delay", "expected a time longer than zero"));
         }
         if self.window <= self.delay {
-            let message = format!("expected longer than `delay` ({}): no retry could pass", self.delay);
+            let message =
+                format!("expected longer than `delay` ({}): no retry could pass", self.delay);
             complaints.push(Complaint::error("window", message));
         }
         if self.forget < self.window {

@@ -181,7 +181,10 @@ impl Params {
                 error("quota", r#"expected sizes, such as "10MiB/1m burst 50MiB""#.into());
             }
             (_, None, Some(quota)) if quota.unit() == Unit::Bytes && self.count != Count::Bytes => {
-                error("quota", format!(r#"expected a number of {count}, such as "60/1m burst 120""#));
+                error(
+                    "quota",
+                    format!(r#"expected a number of {count}, such as "60/1m burst 120""#),
+                );
             }
             (_, None, Some(_)) => {}
         }
@@ -358,7 +361,13 @@ impl Limits {
             .filter_map(|limit| Some((limit, limit.count.amount(cx.event)?)))
     }
 
-    fn charge(&self, limit: &Limit, quota: &Quota, amount: u64, cx: &Context<'_>) -> Option<Charge> {
+    fn charge(
+        &self,
+        limit: &Limit,
+        quota: &Quota,
+        amount: u64,
+        cx: &Context<'_>,
+    ) -> Option<Charge> {
         let key = limit.key(cx);
         let then = self.meters.write(key, |meter| {
             *meter = meter.charged(quota, cx.now, amount);
@@ -370,8 +379,7 @@ impl Limits {
 
     fn give_back(&self, charge: Charge, now: Time) {
         let Charge { key, quota, amount, then } = charge;
-        self.meters
-            .write_known(key, |meter| *meter = meter.given_back(&quota, now, amount, then));
+        self.meters.write_known(key, |meter| *meter = meter.given_back(&quota, now, amount, then));
     }
 
     fn hold(&self, limit: &Limit, admitted: bool, cx: &Context<'_>) -> Option<Hold> {
@@ -501,11 +509,7 @@ mod tests {
                 "retry",
             ),
             (
-                Params {
-                    max: NonZeroU32::new(1),
-                    quota: quota("6/1m"),
-                    ..limit(Count::Sessions)
-                },
+                Params { max: NonZeroU32::new(1), quota: quota("6/1m"), ..limit(Count::Sessions) },
                 "quota",
             ),
             (Params { name: "a b".into(), quota: quota("6/1m"), ..limit(Count::Messages) }, "name"),

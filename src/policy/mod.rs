@@ -127,10 +127,7 @@ impl Policy {
         Self {
             hostname: parts.hostname.into(),
             help_url: parts.help_url.into(),
-            prefixes: Prefixes {
-                ipv4: parts.client.ipv4_prefix,
-                ipv6: parts.client.ipv6_prefix,
-            },
+            prefixes: Prefixes { ipv4: parts.client.ipv4_prefix, ipv6: parts.client.ipv6_prefix },
             signals,
         }
     }

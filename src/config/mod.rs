@@ -1,0 +1,327 @@
+//! The settings: the sum of every part's parameters. Read, check, print, and what a reload may
+//! change.
+
+pub mod read;
+
+use std::collections::HashSet;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use self::read::{Problem, Reader};
+use crate::front::milter;
+use crate::meter::units::Span;
+use crate::policy::{Bounds, ClientParams, Memory, Parts, Policy, access, greylist, limit};
+use crate::setting::{Complaint, Expected, OrNone};
+use crate::smtp::template::{LONGEST_HOSTNAME, LONGEST_URL};
+
+/// Everything that can be set. What is not set has its default.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Settings {
+    /// `[server]`
+    pub server: Server,
+    /// `[[listen]]`
+    pub listen: Vec<milter::Params>,
+    /// `[control]`
+    pub control: Control,
+    /// `[client]`
+    pub client: ClientParams,
+    /// `[access]`
+    pub access: access::Params,
+    /// `[[limit]]`
+    pub limit: Vec<limit::Params>,
+    /// `[greylist]`
+    pub greylist: greylist::Params,
+    /// `[state]`
+    pub state: State,
+    /// `[log]`
+    pub log: Log,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            server: Server::default(),
+            listen: vec![milter::Params::default()],
+            control: Control::default(),
+            client: ClientParams::default(),
+            access: access::Params::default(),
+            limit: limit::Params::built_in(),
+            greylist: greylist::Params::default(),
+            state: State::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+/// `[server]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Server {
+    /// The host's name, in replies.
+    pub hostname: String,
+    /// How long running sessions may go on at shutdown.
+    pub grace: Span,
+    /// Where a sender's postmaster finds help, in replies.
+    pub help_url: OrNone<String>,
+    /// Threads that serve MTAs, each with a runtime of its own.
+    pub workers: u8,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self { hostname: host_name(), grace: Span::secs(30), help_url: OrNone::None, workers: 1 }
+    }
+}
+
+fn host_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    if name.is_empty() { "localhost".into() } else { name }
+}
+
+impl Server {
+    fn check(&self) -> Vec<Complaint> {
+        let mut complaints = Vec::new();
+        let name = &self.hostname;
+        let letters = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+        if name.is_empty() || name.len() > LONGEST_HOSTNAME || !name.chars().all(letters) {
+            let message = format!("expected a host name of at most {LONGEST_HOSTNAME} letters");
+            complaints.push(Complaint::error("hostname", message));
+        }
+        let url = self.help_url.as_option().map_or("", String::as_str);
+        if url.len() > LONGEST_URL || !url.chars().all(|c| c.is_ascii_graphic()) {
+            let message = format!("expected a URL of at most {LONGEST_URL} ASCII characters");
+            complaints.push(Complaint::error("help_url", message));
+        }
+        if self.workers == 0 {
+            complaints.push(Complaint::error("workers", "expected at least 1"));
+        }
+        complaints
+    }
+}
+
+/// `[control]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Control {
+    /// The socket for `ctl`, `explain` and `top`.
+    pub socket: OrNone<NotYet>,
+    /// Where metrics are served.
+    pub http: OrNone<SocketAddr>,
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Self { socket: OrNone::None, http: OrNone::Some(SocketAddr::from(([127, 0, 0, 1], 7423))) }
+    }
+}
+
+/// `[state]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct State {
+    /// Where state is kept on disk.
+    pub path: OrNone<NotYet>,
+    /// Client networks that each table of clients may hold.
+    pub max_clients: u32,
+    /// Triplets, pending and passed together.
+    pub max_triplets: u32,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { path: OrNone::None, max_clients: 1_000_000, max_triplets: 10_000_000 }
+    }
+}
+
+impl State {
+    fn check(&self) -> Vec<Complaint> {
+        [("max_clients", self.max_clients), ("max_triplets", self.max_triplets)]
+            .into_iter()
+            .filter(|(_, max)| *max < 1_000)
+            .map(|(key, max)| Complaint::error(key, format!("expected at least 1000, not {max}")))
+            .collect()
+    }
+}
+
+/// A value that this version has no use for: nothing but `"none"` can be written in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotYet {}
+
+impl FromStr for NotYet {
+    type Err = Expected;
+
+    fn from_str(_: &str) -> Result<Self, Expected> {
+        Err(Expected::new("nothing else yet: this version keeps everything in memory"))
+    }
+}
+
+impl std::fmt::Display for NotYet {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match *self {}
+    }
+}
+
+/// `[log]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// How lines look.
+    pub format: Format,
+    /// The least severe lines that are written.
+    pub level: Level,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// `journald` under systemd, else `text`.
+    #[default]
+    Auto,
+    /// For people: time, level, `key=value`.
+    Text,
+    /// One JSON object a line.
+    Json,
+    /// Without time, and with the priority in front as journald reads it.
+    Journald,
+}
+
+/// The least severe lines that are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// We fail to serve.
+    Error,
+    /// Somebody must look.
+    Warn,
+    /// Decisions that are not `pass`, starts, reloads.
+    #[default]
+    Info,
+    /// The rest.
+    Debug,
+    /// The libraries' too.
+    Trace,
+}
+
+impl Settings {
+    /// Reads settings from a file.
+    pub fn load(path: &Path) -> Result<Checked, Unusable> {
+        let file = path.display().to_string();
+        match fs::read_to_string(path) {
+            Ok(text) => Self::parse(&file, &text),
+            Err(error) => {
+                let problem = Problem::whole_file(error.to_string());
+                Err(Unusable(read::Report::new(file, String::new(), vec![problem])))
+            }
+        }
+    }
+
+    /// Reads settings from a text; `file` is its name in messages.
+    pub fn parse(file: &str, text: &str) -> Result<Checked, Unusable> {
+        let (mut reader, mut root) = Reader::open(text);
+        let server = reader.section(&mut root, "server", Server::check);
+        let listen = reader.list(&mut root, "listen", milter::Params::check);
+        let control = reader.section(&mut root, "control", |_: &Control| Vec::new());
+        let client = reader.section(&mut root, "client", ClientParams::check);
+        let access = reader.section(&mut root, "access", |params: &access::Params| {
+            access::Access::new(params, |path| fs::read_to_string(path)).err().unwrap_or_default()
+        });
+        let mut names = HashSet::new();
+        let limit = reader.list(&mut root, "limit", |limit: &limit::Params| {
+            let mut complaints = limit.check();
+            if !names.insert(limit.name.clone()) {
+                let message = format!("expected a name of its own; {:?} is taken", limit.name);
+                complaints.push(Complaint::error("name", message));
+            }
+            complaints
+        });
+        let greylist = reader.section(&mut root, "greylist", greylist::Params::check);
+        let state = reader.section(&mut root, "state", State::check);
+        let log = reader.section(&mut root, "log", |_: &Log| Vec::new());
+        reader.nothing_left(root, &SECTIONS);
+        let report = reader.report(file);
+        if report.has_errors() {
+            return Err(Unusable(report));
+        }
+        let built_in = Self::default();
+        let settings = Self {
+            server,
+            listen: listen.filter(|l| !l.is_empty()).unwrap_or(built_in.listen),
+            control,
+            client,
+            access,
+            limit: limit.unwrap_or(built_in.limit),
+            greylist,
+            state,
+            log,
+        };
+        Ok(Checked { settings, report })
+    }
+
+    /// The same settings as TOML, every key spelled out.
+    pub fn print(&self) -> String {
+        toml::to_string_pretty(self).expect("every setting is a TOML value: a test prints them all")
+    }
+
+    /// How much memory may hold.
+    pub fn bounds(&self) -> Bounds {
+        Bounds {
+            max_clients: self.state.max_clients as usize,
+            max_triplets: self.state.max_triplets as usize,
+        }
+    }
+
+    /// The policy they describe. Reads the lists that `[access]` names.
+    pub fn policy(&self, memory: &Memory) -> Result<Policy, Vec<Complaint>> {
+        Ok(Policy::new(
+            Parts {
+                hostname: &self.server.hostname,
+                help_url: self.server.help_url.as_option().map_or("", String::as_str),
+                client: self.client,
+                access: access::Access::new(&self.access, |path| fs::read_to_string(path))?,
+                limits: &self.limit,
+                greylist: &self.greylist,
+            },
+            memory,
+        ))
+    }
+
+    /// What differs from `running` and takes effect only at a restart.
+    pub fn needs_restart(&self, running: &Self) -> Vec<&'static str> {
+        [
+            ("[[listen]]", self.listen != running.listen),
+            ("[control]", self.control != running.control),
+            ("[state]", self.state != running.state),
+            ("server.workers", self.server.workers != running.server.workers),
+            ("server.grace", self.server.grace != running.server.grace),
+            ("log.format", self.log.format != running.log.format),
+        ]
+        .into_iter()
+        .filter_map(|(what, differs)| differs.then_some(what))
+        .collect()
+    }
+}
+
+/// The sections, as they stand in a file.
+const SECTIONS: [&str; 9] =
+    ["server", "listen", "control", "client", "access", "limit", "greylist", "state", "log"];
+
+/// Settings that can be used, and what was noticed in them.
+#[derive(Debug)]
+pub struct Checked {
+    /// The settings.
+    pub settings: Settings,
+    /// Warnings.
+    pub report: read::Report,
+}
+
+/// Settings that cannot be used, and why.
+#[derive(Debug)]
+pub struct Unusable(pub read::Report);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,108 @@
+use super::*;
+
+fn mistakes(text: &str) -> Vec<String> {
+    match Settings::parse("postpone.toml", text) {
+        Ok(checked) => checked.report.lines().collect(),
+        Err(Unusable(report)) => report.lines().collect(),
+    }
+}
+
+#[test]
+fn an_empty_file_is_the_defaults_and_the_defaults_print_and_read_back() {
+    let defaults = Settings::default();
+    assert_eq!(Settings::parse("empty", "").unwrap().settings, defaults);
+    let printed = defaults.print();
+    let read = Settings::parse("printed", &printed);
+    assert_eq!(read.unwrap_or_else(|Unusable(report)| panic!("{report}")).settings, defaults);
+}
+
+#[test]
+fn every_independent_mistake_is_found_in_one_go_with_its_place() {
+    let text = r#"
+[server]
+grace = "30"
+hostnam = "mx1.example.org"
+
+[[limit]]
+name = "velocity"
+count = "messages"
+quota = "60/1m"
+max = 3
+
+[[limit]]
+name = "volume"
+count = "byte"
+quota = "0/1m"
+
+[greylist]
+delay = "5m"
+window = "1m"
+mode = "on"
+
+[greylst]
+"#;
+    let expected = [
+        ("3:9", "server.grace", r#"expected a time such as "500ms", "30s""#),
+        ("4:1", "server.hostnam", "unknown field `hostnam`, expected one of `hostname`"),
+        ("10:7", "limit[1].max", "messages take `quota`, not `max`"),
+        ("14:9", "limit[2].count", "unknown variant `byte`, expected one of `sessions`"),
+        ("15:9", "limit[2].quota", r#"expected a quota such as "60/1m""#),
+        ("20:8", "greylist.mode", "unknown variant `on`, expected one of `enforce`, `shadow`"),
+        ("22:2", "greylst", "unknown section `greylst`, expected one of server, listen"),
+    ];
+    let found = mistakes(text);
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    for (line, (place, key, message)) in found.iter().zip(expected) {
+        let start = format!("postpone.toml:{place}: error: {key}: {message}");
+        assert!(line.starts_with(&start), "{line}\n{start}");
+    }
+}
+
+#[test]
+fn meaning_is_checked_where_everything_could_be_read() {
+    let found = mistakes("[greylist]\ndelay = \"5m\"\nwindow = \"1m\"\n");
+    assert_eq!(
+        found,
+        [
+            "postpone.toml:3:10: error: greylist.window: expected longer than `delay` (5m): no retry \
+          could pass"
+        ]
+    );
+}
+
+#[test]
+fn two_limits_of_one_name_are_an_error_at_the_second() {
+    let limit = "[[limit]]\nname = \"a\"\ncount = \"messages\"\nquota = \"1/1m\"\n";
+    let found = mistakes(&[limit, limit].concat());
+    assert_eq!(found.len(), 1);
+    assert!(found[0].starts_with("postpone.toml:6:8: error: limit[2].name: expected a name"));
+}
+
+#[test]
+fn what_is_no_toml_is_an_error_with_its_place_and_the_rest_is_still_read() {
+    let found = mistakes("[server]\ngrace = \n[log]\nlevel = \"loud\"\n");
+    assert!(found.iter().any(|line| line.starts_with("postpone.toml:2:")), "{found:?}");
+    assert!(found.iter().any(|line| line.starts_with("postpone.toml:4:9:")), "{found:?}");
+}
+
+#[test]
+fn an_empty_list_of_limits_means_none_and_a_missing_one_the_built_in() {
+    let limits = |text| Settings::parse("x", text).unwrap().settings.limit;
+    assert_eq!(limits("limit = []\n[log]\n"), []);
+    assert_eq!(limits("[log]\n"), limit::Params::built_in());
+}
+
+#[test]
+fn parts_that_do_not_exist_yet_can_only_be_turned_off() {
+    assert_eq!(mistakes("[state]\npath = \"none\"\n[control]\nsocket = \"none\"\n"), [""; 0]);
+    let found = mistakes("[state]\npath = \"/var/lib/postpone\"\n");
+    assert!(found[0].contains("2:8: error: state.path: expected nothing else yet"), "{found:?}");
+}
+
+#[test]
+fn a_warning_leaves_the_settings_usable() {
+    let text = "[greylist]\nreply = \"451 4.7.1 Unusual rate; retry in {wait} seconds\"\n";
+    let checked = Settings::parse("x", text).unwrap();
+    assert!(!checked.report.has_errors());
+    assert!(checked.report.lines().next().unwrap().contains("warning: greylist.reply"));
+}

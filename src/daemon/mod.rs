@@ -1,0 +1,303 @@
+//! The daemon: build, bind, serve, reload, drain.
+//!
+//! Each worker is a thread with a runtime of its own, which serves MTAs and nothing else. The main
+//! thread has signals, metrics and the sweep, so that none of them delays a decision.
+
+pub mod log;
+
+use std::fmt::{self, Display, Formatter};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use self::log::Logging;
+use crate::clock::SystemClock;
+use crate::config::{Control, Settings, Unusable};
+use crate::engine::{Engine, Speak};
+use crate::front::address::Address;
+use crate::front::listener::Bound;
+use crate::front::{http, milter};
+use crate::meter::key::Secret;
+use crate::policy::Memory;
+use crate::setting::OrNone;
+use crate::telemetry::Failure;
+
+/// Exit codes of sysexits.h.
+pub mod exit {
+    /// EX_OSERR: the system would not give what every daemon needs.
+    pub const SYSTEM: u8 = 71;
+    /// EX_CANTCREAT: a socket could not be made.
+    pub const SOCKET: u8 = 73;
+    /// EX_CONFIG: the settings cannot be used.
+    pub const SETTINGS: u8 = 78;
+}
+
+/// Why the daemon could not serve.
+#[derive(Debug)]
+enum Trouble {
+    Settings(String),
+    Socket(String, io::Error),
+    System(&'static str, io::Error),
+}
+
+impl Trouble {
+    fn code(&self) -> u8 {
+        match self {
+            Self::Settings(_) => exit::SETTINGS,
+            Self::Socket(..) => exit::SOCKET,
+            Self::System(..) => exit::SYSTEM,
+        }
+    }
+}
+
+impl Display for Trouble {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Settings(what) => write!(f, "{what}"),
+            Self::Socket(address, error) => write!(f, "cannot listen on {address}: {error}"),
+            Self::System(what, error) => write!(f, "{what}: {error}"),
+        }
+    }
+}
+
+/// How often what has faded is forgotten, and latencies are folded into their buckets.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// Descriptors kept for what is no session: sockets, logs, lists, metrics.
+const SPARE_DESCRIPTORS: u64 = 128;
+
+/// Serves until told to stop.
+pub fn serve(settings: Settings, file: PathBuf) -> ExitCode {
+    let logging = Logging::start(&settings.log);
+    let code = match run(settings, &file, &logging) {
+        Ok(()) => 0,
+        Err(trouble) => {
+            error!("{trouble}");
+            trouble.code()
+        }
+    };
+    logging.finish();
+    code.into()
+}
+
+fn run(settings: Settings, file: &Path, logging: &Logging) -> Result<(), Trouble> {
+    let system = |what| move |error| Trouble::System(what, error);
+    let max_sessions = raise_descriptors();
+    let engine = build(&settings).map_err(system("no random numbers"))??;
+    let sockets = bind(&settings)?;
+    let metrics = bind_metrics(&settings.control)?;
+    let (stop, stopping) = watch::channel(false);
+    let mut workers = Vec::new();
+    for number in 0..settings.server.workers {
+        let sockets: io::Result<Vec<_>> =
+            sockets.iter().map(|(bound, speak)| Ok((bound.share()?, *speak))).collect();
+        let worker = Worker {
+            engine: engine.clone(),
+            sockets: sockets.map_err(system("cannot share a socket"))?,
+            max_sessions,
+            stopping: stopping.clone(),
+            grace: settings.server.grace.duration(),
+        };
+        workers.push(worker.start(number).map_err(system("cannot start a worker"))?);
+    }
+    drop(sockets);
+    let main = runtime::Builder::new_current_thread().enable_all().build();
+    let main = main.map_err(system("cannot start a runtime"))?;
+    let _inside = main.enter();
+    let signals = Signals::new().map_err(system("cannot watch signals"))?;
+    if let Some(listener) = metrics {
+        main.spawn(http::serve(listener, engine.clone()));
+    }
+    for listen in &settings.listen {
+        info!(milter = %listen.milter, "listening");
+    }
+    info!(version = env!("CARGO_PKG_VERSION"), file = %file.display(), max_sessions, "serving");
+    main.block_on(attend(signals, &settings, file, &engine, logging, &workers));
+    info!("stopping: running sessions may finish within {}", settings.server.grace);
+    let _ = stop.send(true);
+    for worker in workers {
+        match worker.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(Trouble::System("a worker failed", error)),
+            Err(_) => {
+                let error = io::Error::other("it panicked");
+                return Err(Trouble::System("a worker failed", error));
+            }
+        }
+    }
+    for listen in &settings.listen {
+        if let Address::Unix(path) = &listen.milter {
+            // A file that is gone already is what we want.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+    info!("stopped");
+    Ok(())
+}
+
+fn build(settings: &Settings) -> io::Result<Result<Arc<Engine>, Trouble>> {
+    let mut secret = [0; 16];
+    rustix::rand::getrandom(&mut secret, rustix::rand::GetRandomFlags::empty())?;
+    let memory = Memory::new(&Secret::new(secret), settings.bounds());
+    Ok(match settings.policy(&memory) {
+        Ok(policy) => Ok(Engine::new(Box::new(SystemClock), memory, policy)),
+        Err(complaints) => {
+            let messages: Vec<_> = complaints.into_iter().map(|c| c.message).collect();
+            Err(Trouble::Settings(messages.join("; ")))
+        }
+    })
+}
+
+fn bind(settings: &Settings) -> Result<Vec<(Bound, Speak)>, Trouble> {
+    let bind = |listen: &milter::Params| match listen.bind() {
+        Ok(bound) => Ok((bound, listen.speak)),
+        Err(error) => Err(Trouble::Socket(listen.milter.to_string(), error)),
+    };
+    settings.listen.iter().map(bind).collect()
+}
+
+/// An address of metrics that cannot be had is fatal where the settings chose it. At its default,
+/// mail is served without.
+fn bind_metrics(control: &Control) -> Result<Option<std::net::TcpListener>, Trouble> {
+    let OrNone::Some(address) = control.http else { return Ok(None) };
+    match http::bind(address) {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if control.http == Control::default().http => {
+            warn!(http = %address, %error, "no metrics: the default address cannot be had");
+            Ok(None)
+        }
+        Err(error) => Err(Trouble::Socket(format!("control.http {address}"), error)),
+    }
+}
+
+/// Every session needs a descriptor: takes as many as the system gives, and returns how many
+/// sessions that allows. The next ones wait in the backlog.
+fn raise_descriptors() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let now = match setrlimit(Resource::Nofile, wanted) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    let descriptors = now.unwrap_or(1 << 20);
+    usize::try_from(descriptors.saturating_sub(SPARE_DESCRIPTORS)).unwrap_or(usize::MAX).max(64)
+}
+
+/// A thread that serves MTAs.
+struct Worker {
+    engine: Arc<Engine>,
+    sockets: Vec<(Bound, Speak)>,
+    max_sessions: usize,
+    stopping: watch::Receiver<bool>,
+    grace: Duration,
+}
+
+impl Worker {
+    fn start(self, number: u8) -> io::Result<JoinHandle<io::Result<()>>> {
+        thread::Builder::new().name(format!("worker-{number}")).spawn(move || self.serve())
+    }
+
+    /// One thread for all sessions: tokio's pool would wake a second one for most frames, which
+    /// costs a milter more than it brings. See benches/milter.rs.
+    fn serve(self) -> io::Result<()> {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let mut fronts = tokio::task::JoinSet::new();
+            for (bound, speak) in self.sockets {
+                let (engine, stopping) = (self.engine.clone(), self.stopping.clone());
+                let front =
+                    milter::serve(bound, engine, speak, self.max_sessions, stopping, self.grace);
+                fronts.spawn(front);
+            }
+            while let Some(ended) = fronts.join_next().await {
+                ended.map_err(io::Error::other)??;
+            }
+            Ok(())
+        })
+    }
+}
+
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+}
+
+/// Reloads and sweeps until it is time to stop.
+async fn attend(
+    mut signals: Signals,
+    settings: &Settings,
+    file: &Path,
+    engine: &Engine,
+    logging: &Logging,
+    workers: &[JoinHandle<io::Result<()>>],
+) {
+    let mut sweep = tokio::time::interval(SWEEP_EVERY);
+    let mut lost_lines = 0;
+    loop {
+        tokio::select! {
+            _ = signals.terminate.recv() => return,
+            _ = signals.interrupt.recv() => return,
+            _ = signals.hangup.recv() => reload(settings, file, engine, logging),
+            _ = sweep.tick() => {
+                engine.sweep();
+                let lost = logging.lost_lines();
+                if lost > lost_lines {
+                    let detail = format_args!("{} lines could not be written", lost - lost_lines);
+                    engine.failed(Failure::Log, &detail);
+                    lost_lines = lost;
+                }
+                // A worker ends before it is told to only when something is badly wrong: then the
+                // whole daemon ends, and the service manager starts it again.
+                if workers.iter().any(JoinHandle::is_finished) {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Puts the settings of the file in force. A bad file changes nothing.
+fn reload(running: &Settings, file: &Path, engine: &Engine, logging: &Logging) {
+    let checked = match Settings::load(file) {
+        Ok(checked) => checked,
+        Err(Unusable(report)) => {
+            report.lines().for_each(|line| error!("not reloaded: {line}"));
+            return engine.telemetry().reloaded("refused");
+        }
+    };
+    match checked.settings.policy(engine.memory()) {
+        Ok(policy) => engine.replace_policy(policy),
+        Err(complaints) => {
+            complaints.iter().for_each(|complaint| error!("not reloaded: {}", complaint.message));
+            return engine.telemetry().reloaded("refused");
+        }
+    }
+    checked.report.lines().for_each(|line| warn!("{line}"));
+    logging.set_level(checked.settings.log.level);
+    let restart = checked.settings.needs_restart(running);
+    if !restart.is_empty() {
+        warn!("takes effect only at a restart: {}", restart.join(", "));
+    }
+    engine.telemetry().reloaded("done");
+    info!(file = %file.display(), "reloaded");
+}

@@ -1,0 +1,3 @@
+//! What an administrator runs beside the daemon.
+
+pub mod check;
