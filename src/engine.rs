@@ -197,10 +197,10 @@ impl Session {
             }
             _ => {}
         }
-        if let Some(sentence) = self.sentence.take() {
-            if let Ok(answer) = self.repeat(now, &event, sentence) {
-                return answer;
-            }
+        if let Some(sentence) = self.sentence.take()
+            && let Ok(answer) = self.repeat(now, &event, sentence)
+        {
+            return answer;
         }
         let decision = self.decide(now, &event);
         self.follow(now, event, decision)

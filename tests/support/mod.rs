@@ -1,11 +1,12 @@
 //! What the end-to-end tests stand on: a private Postfix, the real daemon and a plain SMTP client,
-//! all on loopback. Nothing here knows a story; the stories are in `tests/postfix.rs`.
+//! all on loopback. Nothing here knows a story; the stories are in `tests/postfix_*.rs`.
 
 // Every test crate that says `mod support;` compiles the whole of it and uses a part; nothing
 // outside a test crate could reach it; and what goes wrong in here has to fail the test at once.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::print_stderr)]
 
 pub mod daemon;
+pub mod mx;
 pub mod postfix;
 pub mod smtp;
 
