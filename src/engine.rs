@@ -217,7 +217,12 @@ impl Session {
     }
 
     /// What a session that is refused hears, unless it has become exempt.
-    fn repeat(&mut self, now: Time, event: &Event, sentence: Sentence) -> Result<Answer, Lifted> {
+    fn repeat(
+        &mut self,
+        now: Time,
+        event: &Event,
+        mut sentence: Sentence,
+    ) -> Result<Answer, Lifted> {
         let silent = match event {
             Event::Helo { .. } => self.speak == Speak::Mail,
             Event::Mail { .. } if self.client.authenticated() => {
@@ -225,6 +230,9 @@ impl Session {
                 let (client, network) = (&self.client, self.network);
                 let cx = Context { now, event, client, network, transaction };
                 if self.policy.assess(&cx, &self.ledger).exemption().is_some() {
+                    sentence.decision = sentence.decision.for_exempt();
+                }
+                if sentence.decision.passes() {
                     return Err(Lifted);
                 }
                 false

@@ -149,6 +149,8 @@ pub struct Refusal {
     pub enhanced: Enhanced,
     /// When to say it.
     pub urgency: Urgency,
+    /// Whether it holds for exempt clients as well.
+    pub binds_exempt: bool,
 }
 
 /// When a refusal is spoken.
@@ -172,6 +174,7 @@ impl Refusal {
             enhanced: template.enhanced(),
             template: template.clone(),
             urgency: Urgency::Spoken,
+            binds_exempt: false,
         }
     }
 
@@ -242,6 +245,13 @@ impl Decision {
     #[must_use]
     pub fn without_shadows(self) -> Self {
         Self { shadowed: Vec::new(), ..self }
+    }
+
+    /// What is left of it for a client that has turned out to be exempt.
+    #[must_use]
+    pub fn for_exempt(mut self) -> Self {
+        self.reasons.retain(|refusal| refusal.binds_exempt);
+        self
     }
 
     /// Why nobody asked, if nobody did.

@@ -330,7 +330,8 @@ impl Limit {
 
     fn refusal(&self, why: Why, wait: Duration) -> Refusal {
         let refusal = Refusal::new(self.mode, &self.template, why).waiting(wait);
-        Refusal { limit: Some(self.name.clone()), ..refusal }
+        let binds_exempt = self.whole_host();
+        Refusal { limit: Some(self.name.clone()), binds_exempt, ..refusal }
     }
 
     fn assess_sessions(&self, gauge: &Gauge, max: u32, retry: Duration) -> Option<Refusal> {

@@ -45,26 +45,39 @@ impl Daemon {
 
     /// A listener with `speak = "mail"` is one where clients authenticate.
     pub fn speaking(speak: &'static str, policy: &str) -> Self {
-        let endpoint = format!("inet:127.0.0.1:{}", free_port());
-        Self::listening(Folder::new("daemon"), endpoint, speak, policy)
+        Self::listening(Folder::new("daemon"), inet(), speak, &[], &[], policy)
+    }
+
+    /// Run by this command (`prlimit --nofile=64`, say), with these variables in its environment.
+    pub fn run_by(command: &[&str], variables: &[(&str, &str)], policy: &str) -> Self {
+        Self::listening(Folder::new("daemon"), inet(), "helo", command, variables, policy)
     }
 
     /// Serves on a unix socket in the daemon's own folder.
     pub fn on_unix_socket(policy: &str) -> Self {
         let folder = Folder::new("daemon");
         let endpoint = format!("unix:{}/milter.sock", folder.path().display());
-        Self::listening(folder, endpoint, "helo", policy)
+        Self::listening(folder, endpoint, "helo", &[], &[], policy)
     }
 
-    fn listening(folder: Folder, endpoint: String, speak: &'static str, policy: &str) -> Self {
+    fn listening(
+        folder: Folder,
+        endpoint: String,
+        speak: &'static str,
+        command: &[&str],
+        variables: &[(&str, &str)],
+        policy: &str,
+    ) -> Self {
         let http = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let config = folder.write("postpone.toml", &settings(&endpoint, speak, http, policy));
         let mut child = Command::new("setpriv") // so that it ends even when we are killed
-            .args(["--pdeathsig", "KILL", "--", env!("CARGO_BIN_EXE_postpone"), "serve"])
-            .arg("--config")
+            .args(["--pdeathsig", "KILL", "--"])
+            .args(command)
+            .args([env!("CARGO_BIN_EXE_postpone"), "serve", "--config"])
             .arg(&config)
             .env_remove("RUST_LOG")
             .env_remove("JOURNAL_STREAM")
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -111,6 +124,11 @@ impl Daemon {
         }
     }
 
+    /// Every log line up to now.
+    pub fn lines(&self) -> Vec<String> {
+        self.log.written().lines.clone()
+    }
+
     /// Waits for a decision's line that has all of these fields.
     #[track_caller]
     pub fn decision(&self, fields: &[(&str, &str)]) -> String {
@@ -119,16 +137,7 @@ impl Daemon {
 
     /// The sum of all samples of this metric that have these labels, others beside them or not.
     pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
-        let page = self.get("/metrics");
-        let samples = page.lines().filter_map(|line| line.rsplit_once(' '));
-        let wanted = samples.filter(|(series, _)| {
-            let (series_name, series_labels) = series.split_once('{').unwrap_or((series, ""));
-            let label = |(key, value): &(&str, &str)| {
-                series_labels.split([',', '}']).any(|pair| pair == format!("{key}=\"{value}\""))
-            };
-            series_name == name && labels.iter().all(label)
-        });
-        wanted.map(|(_, value)| value.parse::<f64>().unwrap()).sum()
+        metric(&self.get("/metrics"), name, labels)
     }
 
     /// The answer to an HTTP request, head and body.
@@ -186,17 +195,31 @@ hostname = "{HOSTNAME}"
 milter = "{endpoint}"
 speak = "{speak}"
 {group}
-[control]
-http = "{http}"
-socket = "none"
 [state]
 path = "none"
-[log]
-format = "text"
-"#,
+{control}{log}"#,
         access = unless_said("access", "allow = []"),
         greylist = unless_said("greylist", "mode = \"off\""),
+        control = unless_said("control", &format!("http = \"{http}\"\nsocket = \"none\"")),
+        log = unless_said("log", "format = \"text\""),
     )
+}
+
+fn inet() -> String {
+    format!("inet:127.0.0.1:{}", free_port())
+}
+
+/// The same on a page of metrics.
+pub fn metric(page: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
+    let samples = page.lines().filter_map(|line| line.rsplit_once(' '));
+    let wanted = samples.filter(|(series, _)| {
+        let (series_name, series_labels) = series.split_once('{').unwrap_or((series, ""));
+        let label = |(key, value): &(&str, &str)| {
+            series_labels.split([',', '}']).any(|pair| pair == format!("{key}=\"{value}\""))
+        };
+        series_name == name && labels.iter().all(label)
+    });
+    wanted.map(|(_, value)| value.parse::<f64>().unwrap()).sum()
 }
 
 /// Whether a log line has all of these `key=value` fields.

@@ -6,6 +6,8 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::print_stderr)]
 
 pub mod daemon;
+pub mod front;
+pub mod milter;
 pub mod mx;
 pub mod postfix;
 pub mod smtp;

@@ -1,0 +1,148 @@
+//! `postpone check`: what an administrator is told about a settings file, before it is used.
+
+mod support;
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use support::Folder;
+
+/// sysexits.h: EX_CONFIG.
+const BAD_SETTINGS: i32 = 78;
+
+/// One that serves after all is not waited for.
+fn postpone(arguments: &[&str]) -> Output {
+    let program = ["60", env!("CARGO_BIN_EXE_postpone")];
+    Command::new("timeout").args(program).args(arguments).output().expect("timeout (coreutils)")
+}
+
+fn check(file: &Path) -> Output {
+    postpone(&["check", "--config", file.to_str().expect("a path of ours")])
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+const MISTAKES: &str = r#"[server]
+grace = "half a minute"
+hostnam = "mx1.example.org"
+
+[[limit]]
+name = "velocity"
+count = "messages"
+quota = "60/1m"
+
+[[limit]]
+name = "velocity"
+count = "sessions"
+
+[access]
+deny = ["198.51.100.0/33"]
+
+[greylist]
+delay = "5m"
+window = "1m"
+"#;
+
+/// Where each mistake is, its key, and what was expected there.
+const FOUND: [(&str, &str, &str); 6] = [
+    ("2:9", "server.grace", r#"expected a time such as "500ms""#),
+    ("3:1", "server.hostnam", "unknown field `hostnam`, expected one of `hostname`"),
+    ("11:8", "limit[2].name", "expected a name of its own"),
+    ("12:9", "limit[2].count", "sessions need `max`"),
+    ("15:8", "access.deny", "expected a network such as"),
+    ("19:10", "greylist.window", "expected longer than `delay` (5m)"),
+];
+
+#[test]
+fn every_mistake_is_told_in_one_go_with_its_place_its_key_and_what_was_expected() {
+    let folder = Folder::new("check");
+    let file = folder.write("postpone.toml", MISTAKES);
+    // Who serves them is told the same.
+    for command in ["check", "serve"] {
+        let output = postpone(&[command, "--config", file.to_str().unwrap()]);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(BAD_SETTINGS), "{said}");
+        let name = format!("{}:", file.display());
+        let mut places = said.split(&name).skip(1);
+        for (place, key, expected) in FOUND {
+            let there = places.next().unwrap_or_else(|| panic!("no {key} in {said}"));
+            assert!(there.starts_with(place), "{key} is not at {place}: {there}");
+            assert!(said.contains(&format!("error: {key}: {expected}")), "{key}: {said}");
+        }
+        assert_eq!(places.next(), None, "{said}");
+    }
+}
+
+#[test]
+fn what_is_no_toml_and_what_cannot_be_read_are_mistakes_as_well() {
+    let folder = Folder::new("check");
+    for (name, content, expected) in [
+        ("torn.toml", "[server\n", "torn.toml:1:"),
+        ("twice.toml", "[log]\nlevel = \"info\"\nlevel = \"warn\"\n", "twice.toml:3:"),
+        ("list.toml", "[access]\ndeny = [\"file:/no/such/list\"]\n", "/no/such/list: No such file"),
+        ("other.toml", "[postpone]\n", "unknown section `postpone`, expected one of server"),
+    ] {
+        let output = check(&folder.write(name, content));
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(BAD_SETTINGS), "{said}");
+        assert!(said.contains(expected), "{said}");
+    }
+    let output = check(&folder.path().join("missing.toml"));
+    assert_eq!(output.status.code(), Some(BAD_SETTINGS));
+    assert!(text(&output.stderr).contains("missing.toml: error: No such file"));
+}
+
+#[test]
+fn a_bad_line_of_a_list_is_told_with_its_file_and_line() {
+    let folder = Folder::new("check");
+    let list = folder.write("deny.list", "192.0.2.1\n# theirs\n.example.net\n192.0.2.300\n");
+    let settings = format!("[access]\ndeny = [\"file:{}\"]\n", list.display());
+    let output = check(&folder.write("postpone.toml", &settings));
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(BAD_SETTINGS), "{said}");
+    assert!(said.contains(&format!("{}:4: expected a network", list.display())), "{said}");
+}
+
+#[test]
+fn good_settings_are_good_and_a_warning_does_not_make_them_bad() {
+    let folder = Folder::new("check");
+    let output = check(&folder.write("empty.toml", ""));
+    assert_eq!(output.status.code(), Some(0));
+    assert!(text(&output.stdout).contains("empty.toml: the settings can be used"));
+    assert_eq!(text(&output.stderr), "");
+
+    let slowing = "[greylist]\nreply = \"451 4.7.1 Unusual rate; retry in {wait} seconds\"\n";
+    let output = check(&folder.write("slowing.toml", slowing));
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("warning: greylist.reply: some senders slow down"), "{said}");
+    assert!(said.contains("slowing.toml:2:9"), "{said}");
+}
+
+/// What is printed can be checked, and amounts to the same.
+#[test]
+fn the_settings_in_force_can_be_printed_and_used() {
+    let folder = Folder::new("check");
+    let print = |arguments: &[&str]| {
+        let output = postpone(&[&["check", "--print"], arguments].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    // None is named, and none is installed where tests are run.
+    let built_in = print(&[]);
+    let said = text(&postpone(&["check"]).stderr);
+    assert_eq!(said, "no settings file: the built-in defaults hold\n");
+    for key in ["[server]", "[[listen]]", "max_pending_per_network = 10000", "window = \"2d\""] {
+        assert!(built_in.contains(key), "{key} in {built_in}");
+    }
+    let ours = "limit = []\n[greylist]\ndelay = \"120s\"\n[control]\nhttp = \"none\"\n";
+    let ours = print(&["--config", folder.write("ours.toml", ours).to_str().unwrap()]);
+    assert!(ours.contains("limit = []") && ours.contains("delay = \"2m\""), "{ours}");
+    assert!(ours.contains("http = \"none\"") && !ours.contains("[[limit]]"), "{ours}");
+    for printed in [built_in, ours] {
+        let file = folder.write("printed.toml", &printed);
+        assert_eq!(print(&["--config", file.to_str().unwrap()]), printed);
+    }
+}

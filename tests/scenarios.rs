@@ -1,0 +1,184 @@
+//! Timelines that an administrator can read, one file each in `tests/scenarios`, and laws that need
+//! more than a timeline. How a file is written says `tests/scenarios/play.rs`.
+
+#[path = "scenarios/play.rs"]
+mod play;
+
+use std::collections::HashSet;
+use std::fmt::Write;
+use std::sync::Barrier;
+use std::thread;
+use std::time::Duration;
+
+use postpone::engine::{Answer, Session, Speak};
+use postpone::smtp::address::Address;
+use postpone::smtp::client::Client;
+use postpone::smtp::event::Event;
+
+use play::{engine, play};
+
+macro_rules! scenarios {
+    ($($name:ident)*) => {
+        $(
+            #[test]
+            fn $name() {
+                let file = concat!("tests/scenarios/", stringify!($name), ".txt");
+                play(file, include_str!(concat!("scenarios/", stringify!($name), ".txt")));
+            }
+        )*
+
+        const PLAYED: &[&str] = &[$(stringify!($name)),*];
+    };
+}
+
+scenarios! {
+    access
+    bytes
+    connect
+    connections
+    exempt_recipients
+    greylist
+    greylist_and_limits
+    greylist_crowd
+    greylist_crowd_hammered
+    greylist_data
+    greylist_data_surplus
+    greylist_proven
+    greylist_window
+    host
+    host_sessions
+    messages
+    networks
+    rate
+    recipients
+    reload
+    sessions
+    several
+    several_at_connect
+    shadow_greylist
+    shadow_greylist_data
+    shadow_limit
+    shadow_sessions
+    submission
+    submission_host
+    told
+}
+
+#[test]
+fn every_scenario_is_played() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scenarios");
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().and_then(|name| name.to_str()).unwrap();
+        let text = path.extension().is_some_and(|extension| extension == "txt");
+        assert!(!text || PLAYED.contains(&name), "{} is not in the list", path.display());
+    }
+}
+
+#[test]
+#[should_panic(expected = "wrong.txt:3: +0s 192.0.2.7 CONNECT => close access wait=1s\n\
+                           expected close access wait=1s, not pass")]
+fn what_does_not_hold_is_told_with_its_line() {
+    play("wrong.txt", "limit = []\n---\n+0s 192.0.2.7 CONNECT => close access wait=1s\n");
+}
+
+/// Half of `max_triplets` is for those that wait. When it is full, nothing more can be remembered,
+/// so a first contact passes: its retry could never succeed.
+#[test]
+fn a_full_table_of_triplets_lets_first_contacts_pass() {
+    let mut story = String::from(
+        "limit = []\n[greylist]\nmode = \"enforce\"\n[state]\nmax_triplets = 1000\n---\n\
+         +0s 192.0.2.7 CONNECT; HELO mx.example.net; MAIL a@example.net\n",
+    );
+    for number in 0..500 {
+        let refused = "defer greylist wait=5m code=451";
+        writeln!(story, "+0s 192.0.2.7 RCPT user{number}@example.org => {refused}").unwrap();
+    }
+    story += "+0s 192.0.2.7 RCPT one-more@example.org => pass
+        metric postpone_table_entries{table=\"pending\"} = 500
+        metric postpone_table_turned_away_total{table=\"pending\"} = 1
+        # Those that wait have not been pushed out, and their passing makes room.
+        +4m 192.0.2.7 RCPT user0@example.org => defer greylist wait=1m code=451
+        +5m 192.0.2.7 RCPT user0@example.org => pass
+        +5m 192.0.2.7 RCPT another@example.org => defer greylist wait=5m code=451\n";
+    play("a full table", &story);
+}
+
+fn mail(sender: &str) -> Event {
+    Event::Mail { sender: Address::new(sender.as_bytes()), size: None, user: None }
+}
+
+/// The law of `policy/mod.rs`: assessing only reads, so threads that ask at the same moment may pass
+/// together; by at most as many events as there are threads, less one.
+#[test]
+fn threads_that_hammer_one_limit_overrun_it_by_at_most_all_of_them_but_one() {
+    const THREADS: usize = 2;
+    const BURST: usize = 50;
+    let limit = format!(
+        "[[limit]]\nname = \"x\"\ncount = \"messages\"\nquota = \"1/1h burst {BURST}\"\n\
+         [greylist]\nmode = \"off\"\n"
+    );
+    for round in 0..50 {
+        let (engine, ..) = engine("two threads", &limit);
+        let together = Barrier::new(THREADS);
+        let hammer = || {
+            let mut session = engine.session(Client::new([192, 0, 2, 7].into()), Speak::Helo);
+            together.wait();
+            let attempts = (0..BURST).map(|_| {
+                let passed = session.on(mail("a@example.net")) == Answer::Pass;
+                // Complete, or the next MAIL would give it back.
+                session.on(Event::EndOfMessage { size: None });
+                passed
+            });
+            attempts.filter(|passed| *passed).count()
+        };
+        let passed: usize = thread::scope(|scope| {
+            let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(hammer)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert!((BURST..BURST + THREADS).contains(&passed), "round {round}: {passed} of {BURST}");
+    }
+}
+
+/// One message in so long a time, and the reply is nothing but the wait.
+fn one_in(period: &str) -> String {
+    format!(
+        "[[limit]]\nname = \"x\"\ncount = \"messages\"\nquota = \"1/{period}\"\n\
+         reply = \"421 4.7.0 {{wait}}\"\n[greylist]\nmode = \"off\"\n"
+    )
+}
+
+/// What a session is told, and the true wait.
+fn refused(session: &mut Session) -> (Duration, Duration) {
+    let Answer::Refuse(refused) = session.on(mail("a@example.net")) else { panic!("let in") };
+    (Duration::from_secs(refused.reply.text().parse().expect("a number")), refused.wait)
+}
+
+/// A client that takes us at our word is let in. The clock stands between two milliseconds, as the
+/// system's nearly always does.
+#[test]
+fn the_wait_in_the_text_is_never_shorter_than_the_true_one() {
+    let (engine, clock, _) = engine("the wait told", &one_in("3s"));
+    let mut session = engine.session(Client::new([192, 0, 2, 7].into()), Speak::Helo);
+    for _ in 0..50 {
+        clock.advance(Duration::from_secs(3));
+        assert_eq!(session.on(mail("a@example.net")), Answer::Pass);
+        session.on(Event::EndOfMessage { size: None });
+        clock.advance(Duration::from_micros(999_600));
+        let (told, wait) = refused(&mut session);
+        assert!(told >= wait, "told to wait {told:?}, and it takes {wait:?}");
+    }
+}
+
+/// A wait may be told up to a quarter longer, so that a flood does not come back as one.
+#[test]
+fn those_who_are_deferred_in_the_same_moment_are_told_to_return_at_different_ones() {
+    for period in ["1m", "64s", "5m"] {
+        let (engine, ..) = engine("the jitter", &one_in(period));
+        let mut session = engine.session(Client::new([192, 0, 2, 7].into()), Speak::Helo);
+        assert_eq!(session.on(mail("a@example.net")), Answer::Pass);
+        session.on(Event::EndOfMessage { size: None });
+        let told: HashSet<_> = (0..100).map(|_| refused(&mut session).0).collect();
+        assert!(told.len() > 10, "for {period}, 100 clients are told {told:?}");
+    }
+}

@@ -1,0 +1,264 @@
+//! Plays a scenario: a timeline under a clock moved by hand, through the real reader of settings
+//! and the sessions that a front would hold.
+//!
+//! A file is settings as an administrator writes them, a line `---`, and the timeline:
+//!
+//! ```text
+//! +12s  192.0.2.7#2  MAIL a@example.net; RCPT b@example.org  => close rate velocity wait=12s
+//! ```
+//!
+//! - When, since the beginning: `+12s`, `+4m59s999ms`.
+//! - The session: its client's address, and a tag where a client has several.
+//! - Commands: `CONNECT [confirmed name]`, `HELO name`, `MAIL sender [SIZE=1KiB] [AUTH=user]`,
+//!   `RCPT recipient [REFUSED]` (the MTA itself has refused it), `DATA`, `END [SIZE=1KiB]` (the
+//!   message is complete), `RSET`, `QUIT` (or just gone).
+//! - What the last of them is answered; the others pass, and it passes too where nothing is said:
+//!   `pass`, `close REASON [LIMIT] wait=TIME`, `defer REASON [LIMIT] wait=TIME code=451`. The wait
+//!   is the true one, without jitter, to the millisecond and exactly.
+//! - `+12s RELOAD` puts the settings that follow, up to the next `---`, in force.
+//! - `metric NAME{label="value"} = 2`: the sum of the samples that have these labels.
+//! - `#` begins a line of comment.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use postpone::clock::{Clock, ManualClock, Time};
+use postpone::config::{Checked, Settings, Unusable};
+use postpone::engine::{Answer, Engine, Session};
+use postpone::meter::key::Secret;
+use postpone::meter::units::{Size, Span};
+use postpone::policy::Memory;
+use postpone::smtp::address::{Address, ClientText};
+use postpone::smtp::client::Client;
+use postpone::smtp::event::{Event, Fate};
+
+/// Where every timeline begins.
+pub(crate) const START: Time = Time::from_secs(1_800_000_000);
+
+/// Plays a scenario to its end; panics at the first line that does not hold, and says which.
+pub(crate) fn play(file: &str, text: &str) {
+    let mut lines = (1..).zip(text.lines());
+    let head = block(&mut lines);
+    let mut stage = Stage::set(file, &head);
+    while let Some((number, line)) = lines.next() {
+        let line = line.trim();
+        let told = match line.split_once(char::is_whitespace) {
+            _ if line.is_empty() || line.starts_with('#') => Ok(()),
+            Some(("metric", expected)) => stage.metric(expected),
+            Some((time, rest)) if rest.trim() == "RELOAD" => {
+                let head = block(&mut lines);
+                stage.at(time).map(|()| stage.reload(file, &head))
+            }
+            Some((time, rest)) => stage.at(time).and_then(|()| stage.check(rest)),
+            None => Err("expected a time, a client and a command".into()),
+        };
+        told.unwrap_or_else(|wrong| panic!("{file}:{number}: {line}\n{wrong}"));
+    }
+    stage.end(file);
+}
+
+/// The lines up to the next `---`.
+fn block<'a>(lines: &mut impl Iterator<Item = (usize, &'a str)>) -> String {
+    lines.map(|(_, line)| line).take_while(|line| *line != "---").fold(
+        String::new(),
+        |mut block, line| {
+            block.extend([line, "\n"]);
+            block
+        },
+    )
+}
+
+/// An engine over these settings, and the clock that moves it.
+pub(crate) fn engine(file: &str, settings: &str) -> (Arc<Engine>, Arc<ManualClock>, Settings) {
+    let settings = read(file, settings);
+    let memory = Memory::new(&Secret::new([0; 16]), settings.bounds());
+    let policy = settings.policy(&memory).expect("the lists can be read");
+    let clock = Arc::new(ManualClock::at(START));
+    (Engine::new(Box::new(clock.clone()), memory, policy), clock, settings)
+}
+
+fn read(file: &str, settings: &str) -> Settings {
+    match Settings::parse(file, settings) {
+        Ok(Checked { settings, report }) if report.is_empty() => settings,
+        Ok(Checked { report, .. }) | Err(Unusable(report)) => panic!("{report}"),
+    }
+}
+
+/// The sessions of a scenario, and what they happen to.
+struct Stage {
+    engine: Arc<Engine>,
+    clock: Arc<ManualClock>,
+    settings: Settings,
+    /// By address and tag.
+    sessions: BTreeMap<String, Session>,
+}
+
+impl Stage {
+    fn set(file: &str, head: &str) -> Self {
+        let (engine, clock, settings) = engine(file, head);
+        Self { engine, clock, settings, sessions: BTreeMap::new() }
+    }
+
+    fn reload(&mut self, file: &str, head: &str) {
+        self.settings = read(file, head);
+        let policy = self.settings.policy(self.engine.memory());
+        self.engine.replace_policy(policy.expect("the lists can be read"));
+    }
+
+    /// Moves the clock, which only goes forward here.
+    fn at(&mut self, time: &str) -> Result<(), String> {
+        let since_start = time.strip_prefix('+').and_then(offset);
+        let now =
+            START + since_start.ok_or(format!("expected a time such as +4m59s, not {time}"))?;
+        if now < self.clock.now() {
+            return Err("that was before the line above".into());
+        }
+        self.clock.set(now);
+        Ok(())
+    }
+
+    /// The one function that knows the engine: what a session does, and what it is answered.
+    fn check(&mut self, line: &str) -> Result<(), String> {
+        let (told, expected) = line.split_once("=>").unwrap_or((line, "pass"));
+        let (who, commands) = told.trim().split_once(char::is_whitespace).unwrap_or((told, ""));
+        let mut answer = "pass".to_owned();
+        for command in commands.split(';') {
+            if answer != "pass" {
+                return Err(format!("expected to come as far as{command}, but was told: {answer}"));
+            }
+            let Some(event) = self.event(who, command)? else {
+                self.sessions.remove(who).ok_or(format!("{who} has no session to end"))?;
+                continue;
+            };
+            let session = self.sessions.get_mut(who);
+            let session = session.ok_or(format!("{who} has no session; it has to CONNECT"))?;
+            answer = spelled(&session.on(event));
+        }
+        let expected = normal(expected)?;
+        if answer == expected { Ok(()) } else { Err(format!("expected {expected}, not {answer}")) }
+    }
+
+    /// What a command amounts to; nothing where the session ends. `CONNECT` begins it.
+    fn event(&mut self, who: &str, command: &str) -> Result<Option<Event>, String> {
+        let mut words = command.split_whitespace();
+        let verb = words.next().ok_or("expected a command")?;
+        let argument = words.clone().next().unwrap_or_default();
+        let size = parameter(words.clone(), "SIZE=").map(|size| {
+            let size = size.parse::<Size>().map_err(|expected| expected.to_string())?;
+            Ok::<_, String>(size.as_bytes())
+        });
+        let size = size.transpose()?;
+        Ok(Some(match verb {
+            "CONNECT" => {
+                let address = who.split('#').next().unwrap_or(who).parse();
+                let mut client = Client::new(address.map_err(|_| format!("{who} is no address"))?);
+                if !argument.is_empty() {
+                    client = client.named(argument);
+                }
+                let speak = self.settings.listen[0].speak;
+                let session = self.engine.session(client, speak);
+                if self.sessions.insert(who.into(), session).is_some() {
+                    return Err(format!("{who} has a session already; another needs a tag"));
+                }
+                Event::Connect
+            }
+            "HELO" => Event::Helo { name: ClientText::new(argument.as_bytes()) },
+            "MAIL" => Event::Mail {
+                sender: Address::new(argument.as_bytes()),
+                size,
+                user: parameter(words, "AUTH=").map(Into::into),
+            },
+            "RCPT" => Event::Recipient {
+                address: Address::new(argument.as_bytes()),
+                fate: match words.nth(1) {
+                    Some("REFUSED") => Fate::Rejected,
+                    _ => Fate::Offered,
+                },
+            },
+            "DATA" => Event::Data,
+            "END" => Event::EndOfMessage { size },
+            "RSET" => Event::Abort,
+            "QUIT" => return Ok(None),
+            other => return Err(format!("there is no command {other}")),
+        }))
+    }
+
+    fn metric(&self, expected: &str) -> Result<(), String> {
+        let form = r#"expected `metric name{label="value"} = number`"#;
+        let (series, value) = expected.rsplit_once('=').ok_or(form)?;
+        let value: f64 = value.trim().parse().map_err(|_| form)?;
+        let (name, labels) = series.trim().split_once('{').unwrap_or((series.trim(), ""));
+        let labels = labels.split([',', '}']).filter(|label| !label.is_empty());
+        let page = self.engine.metrics();
+        let lines = page.lines().filter_map(|line| line.rsplit_once(' '));
+        let samples: Vec<_> = lines
+            .map(|(series, value)| {
+                let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+                (name, labels.trim_end_matches('}'), value)
+            })
+            .filter(|(known, ..)| *known == name)
+            .collect();
+        let wanted = samples.iter().filter(|(_, have, _)| {
+            labels.clone().all(|label| have.split(',').any(|known| known == label))
+        });
+        let sum: f64 = wanted.filter_map(|(.., value)| value.parse::<f64>().ok()).sum();
+        if sum == value { Ok(()) } else { Err(format!("it is {sum}: {samples:#?}")) }
+    }
+
+    /// Whatever has been played: what was taken is given back, and everything fades.
+    fn end(mut self, file: &str) {
+        self.sessions.clear();
+        self.clock.advance(Duration::from_secs(100 * 365 * 86_400));
+        self.engine.sweep();
+        for nothing in ["postpone_sessions_open = 0", "postpone_table_entries = 0"] {
+            self.metric(nothing).unwrap_or_else(|wrong| panic!("{file}, at its end: {wrong}"));
+        }
+    }
+}
+
+/// `4m59s999ms`
+fn offset(text: &str) -> Option<Duration> {
+    let ends = text.match_indices(|c: char| c.is_ascii_alphabetic()).filter(|(at, _)| {
+        let next = text[at + 1..].chars().next();
+        next.is_none_or(|next| next.is_ascii_digit())
+    });
+    let (mut sum, mut start) = (Duration::ZERO, 0);
+    for (at, _) in ends {
+        sum += text[start..=at].parse::<Span>().ok()?.duration();
+        start = at + 1;
+    }
+    (start == text.len()).then_some(sum)
+}
+
+fn parameter<'a>(mut words: impl Iterator<Item = &'a str>, name: &str) -> Option<&'a str> {
+    words.find_map(|word| word.strip_prefix(name))
+}
+
+/// An answer in the words of a scenario.
+fn spelled(answer: &Answer) -> String {
+    let Answer::Refuse(refused) = answer else { return "pass".into() };
+    let (code, reason) = (refused.reply.code(), refused.reason.name());
+    let mut spelled = format!("{} {reason}", code.action().name());
+    if let Some(limit) = &refused.limit {
+        spelled += &format!(" {limit}");
+    }
+    let wait_ms = refused.wait.as_nanos().div_ceil(1_000_000) as u64;
+    spelled += &format!(" wait={}", Span::from(Duration::from_millis(wait_ms)));
+    if code.digits() != "421" {
+        spelled += &format!(" code={}", code.digits());
+    }
+    spelled
+}
+
+/// An expectation as `spelled` would have it: times in their largest whole unit.
+fn normal(expected: &str) -> Result<String, String> {
+    let words = expected.split_whitespace().map(|word| match word.strip_prefix("wait=") {
+        Some(wait) => {
+            let wait = wait.parse::<Span>().map_err(|expected| expected.to_string())?;
+            Ok(format!("wait={wait}"))
+        }
+        None => Ok(word.to_owned()),
+    });
+    Ok(words.collect::<Result<Vec<_>, String>>()?.join(" "))
+}
