@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 
 use crate::clock::Time;
 use crate::policy::decision::{Decision, Refusal};
+use crate::policy::signal::Ends;
 use crate::setting::Mode;
 use crate::smtp::event::Kind;
 use crate::smtp::reply::Reply;
@@ -117,14 +118,18 @@ impl Telemetry {
         Self { recorder, events, passes, latency, sessions, failures, last_told }
     }
 
-    /// A session has begun.
-    pub fn session_begun(&self) {
-        self.sessions.increment(1.0);
+    /// A session has begun. It is open only where its end will be seen.
+    pub fn session_begun(&self, ends: Ends) {
+        if ends == Ends::Seen {
+            self.sessions.increment(1.0);
+        }
     }
 
     /// A session has ended.
-    pub fn session_ended(&self) {
-        self.sessions.decrement(1.0);
+    pub fn session_ended(&self, ends: Ends) {
+        if ends == Ends::Seen {
+            self.sessions.decrement(1.0);
+        }
     }
 
     /// An event was answered within `took`.
@@ -186,11 +191,11 @@ impl Telemetry {
     }
 
     /// Sizes of tables, and how many new entries each had to turn away.
-    pub fn table_sizes(&self, sizes: &[(&'static str, usize, u64)]) {
+    pub fn table_sizes(&self, sizes: impl Iterator<Item = (&'static str, usize, u64)>) {
         with_local_recorder(&self.recorder, || {
             for (table, entries, turned_away) in sizes {
-                gauge!(names::ENTRIES, "table" => *table).set(*entries as f64);
-                counter!(names::TURNED_AWAY, "table" => *table).absolute(*turned_away);
+                gauge!(names::ENTRIES, "table" => table).set(entries as f64);
+                counter!(names::TURNED_AWAY, "table" => table).absolute(turned_away);
             }
         });
     }

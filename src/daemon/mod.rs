@@ -22,10 +22,11 @@ use tracing::{error, info, warn};
 use self::log::Logging;
 use crate::clock::SystemClock;
 use crate::config::{Control, Settings, Unusable};
-use crate::engine::{Engine, Speak};
+use crate::engine::Engine;
 use crate::front::address::Address;
+use crate::front::listen::{self, Protocol};
 use crate::front::listener::Bound;
-use crate::front::{http, milter};
+use crate::front::{http, milter, policyd};
 use crate::meter::key::Secret;
 use crate::policy::Memory;
 use crate::setting::OrNone;
@@ -94,14 +95,16 @@ fn run(settings: Settings, file: &Path, logging: &Logging) -> Result<(), Trouble
     let max_sessions = raise_descriptors();
     let engine = build(&settings).map_err(system("no random numbers"))??;
     let sockets = bind(&settings)?;
+    let desk = Arc::new(policyd::Desk::new(engine.memory().secret()));
     let metrics = bind_metrics(&settings.control)?;
     let (stop, stopping) = watch::channel(false);
     let mut workers = Vec::new();
     for number in 0..settings.server.workers {
         let sockets: io::Result<Vec<_>> =
-            sockets.iter().map(|(bound, speak)| Ok((bound.share()?, *speak))).collect();
+            sockets.iter().map(|(bound, listen)| Ok((bound.share()?, listen.clone()))).collect();
         let worker = Worker {
             engine: engine.clone(),
+            desk: desk.clone(),
             sockets: sockets.map_err(system("cannot share a socket"))?,
             max_sessions,
             stopping: stopping.clone(),
@@ -117,8 +120,8 @@ fn run(settings: Settings, file: &Path, logging: &Logging) -> Result<(), Trouble
     if let Some(listener) = metrics {
         main.spawn(http::serve(listener, engine.clone()));
     }
-    for listen in &settings.listen {
-        info!(milter = %listen.milter, "listening");
+    for (address, protocol) in settings.listen.iter().filter_map(listen::Params::address) {
+        info!(%address, ?protocol, "listening");
     }
     info!(version = env!("CARGO_PKG_VERSION"), file = %file.display(), max_sessions, "serving");
     main.block_on(attend(signals, &settings, file, &engine, logging, &workers));
@@ -134,8 +137,8 @@ fn run(settings: Settings, file: &Path, logging: &Logging) -> Result<(), Trouble
             }
         }
     }
-    for listen in &settings.listen {
-        if let Address::Unix(path) = &listen.milter {
+    for (address, _) in settings.listen.iter().filter_map(listen::Params::address) {
+        if let Address::Unix(path) = address {
             // A file that is gone already is what we want.
             let _ = std::fs::remove_file(path);
         }
@@ -157,10 +160,10 @@ fn build(settings: &Settings) -> io::Result<Result<Arc<Engine>, Trouble>> {
     })
 }
 
-fn bind(settings: &Settings) -> Result<Vec<(Bound, Speak)>, Trouble> {
-    let bind = |listen: &milter::Params| match listen.bind() {
-        Ok(bound) => Ok((bound, listen.speak)),
-        Err(error) => Err(Trouble::Socket(listen.milter.to_string(), error)),
+fn bind(settings: &Settings) -> Result<Vec<(Bound, listen::Params)>, Trouble> {
+    let bind = |listen: &listen::Params| match listen.bind() {
+        Ok(bound) => Ok((bound, listen.clone())),
+        Err(error) => Err(Trouble::Socket(listen.door().listener.to_string(), error)),
     };
     settings.listen.iter().map(bind).collect()
 }
@@ -195,7 +198,8 @@ fn raise_descriptors() -> usize {
 /// A thread that serves MTAs.
 struct Worker {
     engine: Arc<Engine>,
-    sockets: Vec<(Bound, Speak)>,
+    desk: Arc<policyd::Desk>,
+    sockets: Vec<(Bound, listen::Params)>,
     max_sessions: usize,
     stopping: watch::Receiver<bool>,
     grace: Duration,
@@ -212,11 +216,15 @@ impl Worker {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let mut fronts = tokio::task::JoinSet::new();
-            for (bound, speak) in self.sockets {
+            for (bound, listen) in self.sockets {
                 let (engine, stopping) = (self.engine.clone(), self.stopping.clone());
-                let front =
-                    milter::serve(bound, engine, speak, self.max_sessions, stopping, self.grace);
-                fronts.spawn(front);
+                let (door, desk) = (listen.door(), self.desk.clone());
+                let (most, grace) = (self.max_sessions, self.grace);
+                match listen.address() {
+                    Some((_, Protocol::Policy)) => fronts
+                        .spawn(policyd::serve(bound, engine, door, desk, most, stopping, grace)),
+                    _ => fronts.spawn(milter::serve(bound, engine, door, most, stopping, grace)),
+                };
             }
             while let Some(ended) = fronts.join_next().await {
                 ended.map_err(io::Error::other)??;

@@ -31,12 +31,13 @@ fn a_fault_of_ours_lets_mail_pass_and_is_counted() {
     let clock = ManualClock::at(Time::from_secs(1_800_000_000));
     let engine = Engine::new(Box::new(clock), memory, policy);
     let client = Client::new([192, 0, 2, 7].into());
-    let mut session = engine.session(client, Speak::Helo);
+    let door = settings.listen[0].door();
+    let mut session = engine.session(client, door);
     let sender = Address::new(b"<a@example.net>");
     for event in [
         Event::Connect,
         Event::Helo { name: ClientText::new(b"mx.example.net") },
-        Event::Mail { sender, size: None, user: None },
+        Event::Mail { sender, size: None, user: None, tls: false },
         Event::Data,
         Event::EndOfMessage { size: None },
     ] {

@@ -20,6 +20,8 @@ pub enum Event {
         size: Option<u64>,
         /// The name the client has authenticated as.
         user: Option<Box<str>>,
+        /// Whether the session is encrypted.
+        tls: bool,
     },
     /// RCPT TO.
     Recipient {
@@ -51,7 +53,7 @@ pub enum Fate {
 }
 
 /// The kind of an event, and its one name in logs, metrics and tests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// [`Event::Connect`]
     Connect,

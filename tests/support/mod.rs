@@ -8,6 +8,7 @@
 pub mod daemon;
 pub mod mx;
 pub mod postfix;
+pub mod sendmail;
 pub mod smtp;
 
 use std::fs;
