@@ -4,6 +4,7 @@
 //! trouble the mail passes. That is decided in one place, [`Engine::guarded`].
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::fmt::{self, Display, Formatter, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use crate::policy::standing::Standing;
 use crate::policy::{Memory, Policy};
 use crate::smtp::client::{Client, Network, Prefixes};
 use crate::smtp::event::{Event, Fate, Kind};
-use crate::smtp::pool::{NameKind, Pool};
+use crate::smtp::pool::Pool;
 use crate::smtp::reply::Reply;
 use crate::smtp::template::Placeholder;
 use crate::smtp::transaction::Transaction;
@@ -110,8 +111,7 @@ impl Engine {
         let held = held.filter(|key| self.held.write(*key, |held| held.0 += 1).is_ok());
         let mut visitor = Visitor {
             network: policy.network(client.address()),
-            pool: Pool::of(&client),
-            name_kind: NameKind::of(&client),
+            pool: OnceCell::new(),
             standing: Standing::Unknown,
             client,
             door,
@@ -214,8 +214,7 @@ impl Record for Held {
 struct Visitor {
     client: Client,
     network: Network,
-    pool: Pool,
-    name_kind: NameKind,
+    pool: OnceCell<Pool>,
     standing: Standing,
     door: Door,
 }
@@ -234,7 +233,6 @@ impl Visitor {
             client: &self.client,
             network: self.network,
             pool: &self.pool,
-            name_kind: self.name_kind,
             standing,
             listener: &self.door.listener,
             ends: self.door.ends,
@@ -325,7 +323,7 @@ impl Session {
                 }
                 false
             }
-            Event::Mail { .. } | Event::Recipient { .. } | Event::Data => false,
+            Event::Mail { .. } | Event::Recipient { .. } | Event::Data { .. } => false,
             Event::Connect | Event::EndOfMessage { .. } | Event::Abort | Event::Disconnect => true,
         };
         if silent {
@@ -385,7 +383,7 @@ impl Session {
             | Event::Helo { .. }
             | Event::Mail { .. }
             | Event::Recipient { .. }
-            | Event::Data => {}
+            | Event::Data { .. } => {}
         }
         answer
     }

@@ -352,13 +352,11 @@ fn can_never_fire(
         );
         return Some(Complaint::warning("count", message));
     }
-    if let Some(unknown) = limit
-        .when
-        .listener
-        .iter()
-        .flatten()
-        .find(|wanted| !listeners.iter().any(|listen| *listen.door().listener == ***wanted))
-    {
+    // What comes by a policy service may be called anything: by `policy_context` in main.cf.
+    let called = |wanted: &str| {
+        serves(Protocol::Policy) || listeners.iter().any(|l| *l.door().listener == *wanted)
+    };
+    if let Some(unknown) = limit.when.listener.iter().flatten().find(|wanted| !called(wanted)) {
         let message = format!("it can never hold: there is no [[listen]] on {unknown:?}");
         return Some(Complaint::warning("when", message));
     }

@@ -38,7 +38,7 @@ fn a_fault_of_ours_lets_mail_pass_and_is_counted() {
         Event::Connect,
         Event::Helo { name: ClientText::new(b"mx.example.net") },
         Event::Mail { sender, size: None, user: None, tls: false },
-        Event::Data,
+        Event::Data { unseen: 0 },
         Event::EndOfMessage { size: None },
     ] {
         assert_eq!(session.on(event), Answer::Pass);

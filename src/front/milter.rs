@@ -82,7 +82,7 @@ pub fn callbacks(engine: Arc<Engine>, door: Door) -> Callbacks<Session> {
         })
         .on_mail(|cx, args| done(ask(cx, |macros| mail(&args, macros))))
         .on_rcpt(|cx, args| done(ask(cx, |macros| recipient(&args, macros))))
-        .on_data(|cx| done(ask(cx, |_| Event::Data)))
+        .on_data(|cx| done(ask(cx, |_| Event::Data { unseen: 0 })))
         .on_eom(|cx| done(end_of_message(cx)))
         .on_abort(|cx| done(ask(cx, |_| Event::Abort)))
         .on_close(|cx| {

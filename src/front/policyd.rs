@@ -177,9 +177,12 @@ pub struct Request<'a> {
     instance: &'a str,
     sender: &'a str,
     recipient: &'a str,
+    recipient_count: u32,
     size: Option<u64>,
     user: &'a str,
     tls: bool,
+    /// What `main.cf` calls the restriction list that asks.
+    context: &'a str,
 }
 
 impl<'a> Request<'a> {
@@ -221,7 +224,9 @@ impl<'a> Request<'a> {
             instance: get("instance"),
             sender: get("sender"),
             recipient: get("recipient"),
+            recipient_count: get("recipient_count").parse().unwrap_or(0),
             size,
+            context: get("policy_context"),
             user: get("sasl_username"),
             tls: !get("encryption_protocol").is_empty(),
         })
@@ -287,6 +292,8 @@ struct Conversation {
     arrival: Arrival,
     /// Which message the session is at, once it is told.
     message: Message,
+    /// Recipients of the message that have been asked about or counted.
+    seen: u32,
     helo: String,
     answers: Vec<(Key, Action)>,
     last: Time,
@@ -393,9 +400,15 @@ impl Conversation {
     fn new(request: &Request<'_>, engine: &Arc<Engine>, door: &Door, now: Time) -> Self {
         let elsewhere = engine.holds(&request.client);
         let ends = if elsewhere { Ends::SeenElsewhere } else { door.ends };
-        let session = engine.session(request.client.clone(), Door { ends, ..door.clone() });
+        let listener = match request.context {
+            "" => door.listener.clone(),
+            context => context.into(),
+        };
+        let door = Door { listener, speak: door.speak, ends };
+        let session = engine.session(request.client.clone(), door);
         let (arrival, helo) = (Arrival::Untold, String::new());
-        Self { session, arrival, message: Message::None, helo, answers: Vec::new(), last: now }
+        let message = Message::None;
+        Self { session, arrival, message, seen: 0, helo, answers: Vec::new(), last: now }
     }
 
     /// Tells the session what must have happened, and then what is asked about.
@@ -430,10 +443,14 @@ impl Conversation {
         match request.stage {
             Stage::Recipient => {
                 let address = Address::new(request.recipient.as_bytes());
+                self.seen += 1;
                 events.push(Event::Recipient { address, fate: Fate::Offered });
             }
-            Stage::Data => events.push(Event::Data),
-            Stage::EndOfMessage => events.push(Event::EndOfMessage { size: request.size }),
+            Stage::Data => events.push(self.data(request)),
+            Stage::EndOfMessage => {
+                events.push(self.data(request));
+                events.push(Event::EndOfMessage { size: request.size });
+            }
             Stage::Connect | Stage::Helo | Stage::Mail | Stage::Other => {}
         }
         events
@@ -451,6 +468,17 @@ impl Conversation {
             (known, named) => known != named || request.stage == Stage::Mail,
         };
         self.message = named;
+        if begins {
+            self.seen = 0;
+        }
         begins
+    }
+
+    /// Postfix tells how many recipients it has accepted from DATA on; those it did not ask about
+    /// are counted now.
+    fn data(&mut self, request: &Request<'_>) -> Event {
+        let unseen = request.recipient_count.saturating_sub(self.seen);
+        self.seen += unseen;
+        Event::Data { unseen }
     }
 }

@@ -289,7 +289,7 @@ impl Greylist {
     fn triplet(&self, cx: &Context<'_>, recipient: &Address) -> Key {
         let sender = cx.sender().map(Address::without_tags).unwrap_or_default();
         let add = |maker: KeyMaker, dimension: &Dimension| match dimension {
-            Dimension::Pool => maker.part(b"pool").part(&cx.pool.octets()),
+            Dimension::Pool => maker.part(b"pool").part(&cx.pool().octets()),
             Dimension::Network => maker.part(b"network").part(&cx.network.octets()),
             Dimension::Sender => maker.part(b"sender").part(sender.as_bytes()),
             Dimension::Recipient => maker.part(b"recipient").part(recipient.as_str().as_bytes()),
@@ -301,7 +301,7 @@ impl Greylist {
     fn client(&self, cx: &Context<'_>) -> Key {
         let maker = self.clients.clone();
         match self.per.contains(&Dimension::Pool) {
-            true => maker.part(b"pool").part(&cx.pool.octets()),
+            true => maker.part(b"pool").part(&cx.pool().octets()),
             false => maker.part(b"network").part(&cx.network.octets()),
         }
         .finish()
@@ -421,7 +421,7 @@ impl Signal for Greylist {
     fn assess(&self, cx: &Context<'_>, ledger: &Ledger, round: &mut Round) {
         let ready = match cx.event {
             Event::Recipient { address, .. } if !self.speaks_at_data() => self.ready(cx, address),
-            Event::Data => ledger.ready,
+            Event::Data { .. } => ledger.ready,
             _ => None,
         };
         if let Some(ready) = ready {
@@ -444,7 +444,7 @@ impl Signal for Greylist {
             Event::Mail { .. } | Event::EndOfMessage { .. } | Event::Abort | Event::Disconnect => {
                 ledger.ready = None;
             }
-            Event::Recipient { .. } | Event::Connect | Event::Helo { .. } | Event::Data => {}
+            Event::Recipient { .. } | Event::Connect | Event::Helo { .. } | Event::Data { .. } => {}
         }
     }
 }

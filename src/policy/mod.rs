@@ -185,7 +185,7 @@ impl Policy {
 /// cannot be refused again.
 fn can_be_refused(event: &Event) -> bool {
     match event {
-        Event::Connect | Event::Helo { .. } | Event::Mail { .. } | Event::Data => true,
+        Event::Connect | Event::Helo { .. } | Event::Mail { .. } | Event::Data { .. } => true,
         Event::Recipient { fate, .. } => *fate == Fate::Offered,
         Event::EndOfMessage { .. } | Event::Abort | Event::Disconnect => false,
     }

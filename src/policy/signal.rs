@@ -1,5 +1,7 @@
 //! What every signal is: it assesses, which reads, and it settles, the one moment it writes.
 
+use std::cell::OnceCell;
+
 use super::decision::{Decision, Exemption, Refusal};
 use super::greylist::Ready;
 use super::limit::{Charge, Hold};
@@ -8,7 +10,7 @@ use crate::clock::Time;
 use crate::smtp::address::Address;
 use crate::smtp::client::{Client, Network};
 use crate::smtp::event::Event;
-use crate::smtp::pool::{NameKind, Pool};
+use crate::smtp::pool::Pool;
 use crate::smtp::transaction::Transaction;
 
 /// One reason to think less or more of an event.
@@ -44,10 +46,8 @@ pub struct Context<'a> {
     pub client: &'a Client,
     /// What the client counts under.
     pub network: Network,
-    /// The mail system it belongs to.
-    pub pool: &'a Pool,
-    /// What its name tells.
-    pub name_kind: NameKind,
+    /// The mail system it belongs to, once somebody has asked for it: see [`Context::pool`].
+    pub pool: &'a OnceCell<Pool>,
     /// What it has earned.
     pub standing: Standing,
     /// The address of the listener by which it came.
@@ -71,6 +71,12 @@ pub enum Ends {
 }
 
 impl<'a> Context<'a> {
+    /// The mail system the client belongs to. Found when it is first asked for, since it takes as
+    /// long as all the rest of a decision.
+    pub fn pool(&self) -> &'a Pool {
+        self.pool.get_or_init(|| Pool::of(self.client))
+    }
+
     /// The envelope sender, from MAIL on.
     pub fn sender(&self) -> Option<&'a Address> {
         match self.event {

@@ -84,6 +84,6 @@ impl When {
                     .as_ref()
                     .map(|all| is_domain(all, cx.recipient().map(|recipient| recipient.domain()))),
             )
-            && asked(self.name.as_ref().map(|kinds| kinds.contains(&cx.name_kind)))
+            && asked(self.name.as_ref().map(|kinds| kinds.contains(&NameKind::of(cx.client))))
     }
 }

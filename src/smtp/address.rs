@@ -77,8 +77,9 @@ impl Address {
     ///
     /// In lower case, and
     ///
-    /// - without the tag of BATV (draft-levine-smtp-batv: `prvs=0123456789=user`, also as
-    ///   `btv1==…==user` and `msprvs1=…=user`);
+    /// - without the tag of BATV (draft-levine-smtp-batv: `prvs=0123456789=user`, in its first
+    ///   versions `prvs=user=0123456789`; Barracuda's `btv1==…==user`; SparkPost's
+    ///   `msprvs1=…=user`);
     /// - with `#` for the hash and the day of SRS (`SRS0=HHH=TT=domain=user` and `SRS1=…`, with
     ///   `+` or `-` behind the name, too), what it encloses treated likewise;
     /// - without what follows a `+`: a detail (RFC 5233), or the recipient and the counters of a
@@ -139,16 +140,22 @@ fn untagged(local: &str) -> String {
     if is_number { local.to_owned() } else { without_counters(local) }
 }
 
-/// Who is behind the tag: a key number, a day and a hash, of letters and digits.
+/// Who is behind the tag.
 fn without_batv(local: &str) -> Option<&str> {
-    let schemes = [("prvs=", "="), ("msprvs1=", "="), ("btv1==", "==")];
-    schemes.into_iter().find_map(|(scheme, end)| {
-        let (tag, local) = local.strip_prefix(scheme)?.split_once(end)?;
-        let is_tag = tag.len() >= 8
-            && tag.bytes().all(|byte| byte.is_ascii_alphanumeric())
-            && tag.bytes().any(|byte| byte.is_ascii_digit());
-        (is_tag && !local.is_empty()).then_some(local)
-    })
+    let behind = |scheme: &str, end: &str| local.strip_prefix(scheme)?.split_once(end);
+    // A digit for the key, three for the day, six hexadecimal ones of a hash; some have fewer.
+    let is_tag = |text: &str| {
+        text.len() >= 8
+            && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+            && text.starts_with(|c: char| c.is_ascii_digit())
+    };
+    let user = match behind("prvs=", "=") {
+        Some((tag, user)) if is_tag(tag) => user,
+        // The first drafts had them the other way round.
+        Some((user, tag)) => is_tag(tag.split('+').next()?).then_some(user)?,
+        None => behind("msprvs1=", "=").or_else(|| behind("btv1==", "=="))?.1,
+    };
+    (!user.is_empty()).then_some(user)
 }
 
 /// What a forwarder has made of a sender's address, so that SPF holds (libsrs2, postsrsd).
@@ -317,6 +324,9 @@ mod tests {
             ("prvs=1234c5d678=First.Last@example.org", "first.last@example.org"),
             ("PRVS=7012AB34CD=12345@example.org", "12345@example.org"),
             ("btv1==068a4dc14b7==user@example.org", "user@example.org"),
+            ("prvs=john1985=0123456789@example.org", "john1985@example.org"),
+            ("prvs=user=0123456789+tag@example.org", "user@example.org"),
+            ("msprvs1=20676xgzi92p-=user@example.org", "user@example.org"),
             ("msprvs1=18291wlbkvyw2=bounces-245461-16@example.org", "bounces-#-#@example.org"),
             ("prvs=0123456789=prvs=1234567890=user+tag@example.org", "user@example.org"),
             // Not BATV.

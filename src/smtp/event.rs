@@ -31,7 +31,11 @@ pub enum Event {
         fate: Fate,
     },
     /// DATA: the envelope is complete.
-    Data,
+    Data {
+        /// Recipients accepted that this front was not asked about: a policy service that is
+        /// asked no sooner hears only their number.
+        unseen: u32,
+    },
     /// The message is complete, and nobody before us has refused it.
     EndOfMessage {
         /// Its true size in bytes, where the MTA tells.
@@ -109,7 +113,7 @@ impl Event {
             Self::Helo { .. } => Kind::Helo,
             Self::Mail { .. } => Kind::Mail,
             Self::Recipient { .. } => Kind::Recipient,
-            Self::Data => Kind::Data,
+            Self::Data { .. } => Kind::Data,
             Self::EndOfMessage { .. } => Kind::EndOfMessage,
             Self::Abort => Kind::Abort,
             Self::Disconnect => Kind::Disconnect,

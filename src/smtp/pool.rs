@@ -38,7 +38,8 @@ impl NameKind {
     ///   either direction, apart or joined), all of it in hexadecimal or as one number; for IPv6
     ///   half of its digits, or four groups in a row. Not so if it calls itself a mail host and
     ///   nothing in it speaks of an access network: some of the largest mail systems number
-    ///   their hosts by address (Outlook.com: `mail-oln192000002007.outbound.protection...`).
+    ///   their hosts by address (`mail-oln192000002007.outbound.protection.outlook.com`,
+    ///   `192-0-2-7.mail-mail.facebook.com`).
     /// - two octets in a row, if it also speaks of an access network and not of mail. Two octets
     ///   alone prove nothing: mail systems like to number their hosts so (Amazon SES:
     ///   `a2-7.smtp-out.amazonses.com` is 192.0.2.7).
@@ -64,8 +65,8 @@ pub enum Pool {
     Network(Network),
 }
 
-/// The neighbourhood of a client without a name of its own: what one provider usually hands out
-/// to one customer or one site at most, and the least that is routed by itself.
+/// The neighbourhood of a client without a name of its own: the smallest networks that the
+/// Internet routes by themselves, so each has one operator at least.
 const NEIGHBOURHOOD: Prefixes = Prefixes { ipv4: 24, ipv6: 48 };
 
 impl Pool {
@@ -356,7 +357,6 @@ mod tests {
             // Joined, in hexadecimal, as a number.
             "ip192027.example.net",
             "pc720192.example.net",
-            "pc000207.example.net.c0000207.example",
             "pc0000207.dip0.example.de",
             "ipc0000207.dynamic.example.de",
             "xc0000207.dyn.example.de",

@@ -75,7 +75,7 @@ impl Dimension {
         Some(match self {
             Self::Network => add("network", &cx.network.octets()),
             Self::Wider(bits) => add("network", &wider(cx, bits).octets()),
-            Self::Pool => add("pool", &cx.pool.octets()),
+            Self::Pool => add("pool", &cx.pool().octets()),
             Self::Listener => add("listener", cx.listener.as_bytes()),
             Self::Helo => add("helo", cx.client.helo.as_ref()?.as_str().as_bytes()),
             Self::User => add("user", cx.client.user.as_ref()?.as_bytes()),

@@ -223,6 +223,7 @@ impl Limit {
             ) => Some(Part::Asked),
             (Count::UnknownRecipients, _) => None,
             (_, Event::Recipient { fate: Fate::Rejected, .. }) => None,
+            (Count::Recipients, Event::Data { unseen: 1.. }) => Some(Part::Both),
             (_, event) => (event.kind() == self.counted_at).then_some(Part::Both),
         }
     }
@@ -233,7 +234,11 @@ impl Limit {
             Event::Mail { size, .. } => *size,
             _ => cx.transaction.and_then(|transaction| transaction.size),
         };
-        if self.count == Count::Bytes { declared.unwrap_or(0) } else { 1 }
+        match (self.count, cx.event) {
+            (Count::Bytes, _) => declared.unwrap_or(0),
+            (_, Event::Data { unseen }) => u64::from(*unseen),
+            _ => 1,
+        }
     }
 
     /// The value of which different ones are counted.
