@@ -35,10 +35,10 @@ pub struct Distinct {
     ends: Time,
 }
 
-/// As many as fit beside the registers.
+/// How many values are kept as they are: with their two counters they fill 256 bytes.
 const EXACT: usize = 63;
 
-/// As many as fit into half of what the structure may measure.
+/// How many registers a pane has: those of both fill the same 256 bytes.
 const REGISTERS: usize = 127;
 
 #[derive(Clone, Debug)]

@@ -192,6 +192,8 @@ pub struct Refusal {
     pub enhanced: Enhanced,
     /// When to say it.
     pub urgency: Urgency,
+    /// Whether it holds for exempt clients as well.
+    pub binds_exempt: bool,
     /// Whether it speaks against the recipient for being one too many.
     pub surplus: bool,
 }
@@ -217,6 +219,7 @@ impl Refusal {
             enhanced: template.enhanced(),
             template: template.clone(),
             urgency: Urgency::Spoken,
+            binds_exempt: false,
             surplus: false,
         }
     }
@@ -288,6 +291,13 @@ impl Decision {
     #[must_use]
     pub fn without_shadows(self) -> Self {
         Self { shadowed: Vec::new(), ..self }
+    }
+
+    /// What is left of it for a client that has turned out to be exempt.
+    #[must_use]
+    pub fn for_exempt(mut self) -> Self {
+        self.reasons.retain(|refusal| refusal.binds_exempt);
+        self
     }
 
     /// Why nobody asked, if nobody did.

@@ -347,14 +347,15 @@ impl Greylist {
     }
 
     fn store(&self, cx: &Context<'_>, recipient: &Address) {
-        let crowd = self.crowds.write(self.crowd(cx), |crowd| {
+        let room = self.crowds.write(self.crowd(cx), |crowd| {
             if crowd.forgettable(cx.now) {
                 *crowd = Crowd { stored: 0, until: cx.now + self.window };
             }
-            crowd.stored += 1;
-            crowd.stored
+            let room = crowd.stored < self.max_pending_per_network;
+            crowd.stored += u32::from(room);
+            room
         });
-        if crowd.is_ok_and(|stored| stored > self.max_pending_per_network) {
+        if room == Ok(false) {
             return;
         }
         let pending = Pending { first: cx.now, until: cx.now + self.window };

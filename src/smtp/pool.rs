@@ -123,25 +123,27 @@ fn carried(name: &str, address: IpAddr) -> Carried {
 /// Fewer digits than these are more likely somebody's number than a joined address.
 const SHORTEST_JOINED: usize = 6;
 
-/// Whether the name has the address in one piece, other than as decimal numbers of their own:
-/// `c0000207`, `c0-00-02-07`, `192027`, `3221225991`.
+/// Whether the name has the address other than as decimal numbers of their own: `c0000207`,
+/// `c0-00-02-07`, `192027`, `3221225991`.
 fn carries_whole(name: &str, address: Ipv4Addr) -> bool {
-    [address, Ipv4Addr::from(u32::from(address).swap_bytes())].into_iter().any(|address| {
-        let [a, b, c, d] = address.octets();
-        let joined = format!("{a}{b}{c}{d}");
-        let number = u32::from(address).to_string();
-        let mut digits = name.split(|c: char| !c.is_ascii_digit());
-        digits.any(|run| run.len() >= SHORTEST_JOINED && (run == joined || run == number))
-            || ["", "-", "."].into_iter().any(|between| {
-                let hex = [a, b, c, d].map(|octet| format!("{octet:02x}"));
-                name.contains(&hex.join(between))
-            })
+    let both = [address, Ipv4Addr::from(u32::from(address).swap_bytes())];
+    let joined: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
+    if both.into_iter().any(|address| joined.contains(&format!("{:08x}", u32::from(address)))) {
+        return true;
+    }
+    let mut long = digits(name).filter(|run| run.len() >= SHORTEST_JOINED);
+    long.any(|run| {
+        both.into_iter().any(|address| {
+            let [a, b, c, d] = address.octets();
+            run == format!("{a}{b}{c}{d}") || run == u32::from(address).to_string()
+        })
     })
 }
 
 /// How many octets the name has as decimal numbers.
 fn carried_octets(name: &str, address: Ipv4Addr) -> Carried {
-    let numbers: Vec<_> = name.split(|c: char| !c.is_ascii_digit()).flat_map(octets_in).collect();
+    let mut numbers = Vec::with_capacity(8);
+    digits(name).for_each(|run| octets_in(run, &mut numbers));
     let forward = address.octets().map(Some);
     let mut backward = forward;
     backward.reverse();
@@ -160,18 +162,23 @@ fn carried_octets(name: &str, address: Ipv4Addr) -> Carried {
     }
 }
 
-/// The octets in a run of digits: several if they are padded and joined, as in `192000002007`;
-/// one that is none if it is too large.
-fn octets_in(run: &str) -> Vec<Option<u8>> {
-    let padded = run.len() > 3 && run.len().is_multiple_of(3);
-    let octets = || -> Option<Vec<Option<u8>>> {
-        (0..run.len()).step_by(3).map(|at| run[at..at + 3].parse().ok().map(Some)).collect()
-    };
-    match run {
-        "" => Vec::new(),
-        _ if padded => octets().unwrap_or_else(|| vec![None]),
-        _ => vec![run.parse().ok()],
+fn digits(name: &str) -> impl Iterator<Item = &str> {
+    name.split(|c: char| !c.is_ascii_digit()).filter(|run| !run.is_empty())
+}
+
+/// Adds the octets in a run of digits: several if they are padded and joined, as in
+/// `192000002007`; none in its place if it is no octet.
+fn octets_in(run: &str, numbers: &mut Vec<Option<u8>>) {
+    let before = numbers.len();
+    if run.len() > 3 && run.len().is_multiple_of(3) {
+        let octets = (0..run.len()).step_by(3).map(|at| run[at..at + 3].parse().ok());
+        numbers.extend(octets);
+        if numbers[before..].iter().all(Option::is_some) {
+            return;
+        }
+        numbers.truncate(before);
     }
+    numbers.push(run.parse().ok());
 }
 
 /// Whether each of the octets is there, in whatever order, as often as it is needed.

@@ -92,13 +92,16 @@ impl Sendmail {
         let local = SocketAddr::from(([127, 0, 0, 1], port));
         let local6 = SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], port));
         let mut sendmail = Sendmail { smtp: local, smtp6: local6, leash, log, folder };
-        // It writes its number when it listens. To knock would already be a milter session.
-        let pid = sendmail.folder.path().join("pid");
+        // The kernel tells: log line and pid file come before it listens, and to knock would
+        // already be a milter session.
         wait_until("Sendmail to listen", || {
             if let Some(status) = sendmail.leash.try_wait().unwrap() {
-                panic!("Sendmail ended ({status}); it needs root that may make namespaces");
+                panic!(
+                    "Sendmail ended ({status}), and its own word on it stands above: it needs \
+                     root that may make namespaces, ::1, and the libraries of sendmail-bin"
+                );
             }
-            fs::read_to_string(&pid).is_ok_and(|text| text.contains('\n')).then_some(())
+            (listens("tcp", port) && listens("tcp6", port)).then_some(())
         });
         sendmail
     }
@@ -188,6 +191,16 @@ fn unpacked() -> PathBuf {
         ready
     };
     ONCE.get_or_init(fetch).clone()
+}
+
+/// Whether there is a listener in the kernel's table of this protocol (proc_net_tcp.txt).
+fn listens(protocol: &str, port: u16) -> bool {
+    const LISTENING: &str = "0A";
+    let table = fs::read_to_string(format!("/proc/net/{protocol}")).unwrap();
+    table.lines().any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields[1].ends_with(&format!(":{port:04X}")) && fields[3] == LISTENING
+    })
 }
 
 fn unpack(to: &Path) {

@@ -254,7 +254,8 @@ impl Limit {
     fn refusal(&self, why: Why, wait: Duration) -> Refusal {
         let refusal = Refusal::new(self.mode, &self.template, why).waiting(wait);
         let surplus = matches!(self.count, Count::Recipients | Count::DistinctRecipients);
-        Refusal { limit: Some(self.name.clone()), surplus, ..refusal }
+        let binds_exempt = self.whole_host();
+        Refusal { limit: Some(self.name.clone()), surplus, binds_exempt, ..refusal }
     }
 
     fn assess_sessions(&self, gauge: &Gauge, max: u32, retry: Duration) -> Option<Refusal> {
