@@ -62,13 +62,16 @@ const WANTED: ProtoOpts = ProtoOpts::NO_UNKNOWN
     .union(ProtoOpts::REJECTED_RCPT);
 
 /// Macros by the stage in which they are read. An old value lingers in later ones.
-const MACROS: [(MacroStage, &CStr); 4] = [
+const MACROS: [(MacroStage, &CStr); 5] = [
     (
         MacroStage::Connect,
         c"j {client_addr} {client_ptr} {client_resolve} {client_connections} {daemon_name} {daemon_port}",
     ),
     (MacroStage::Mail, c"{auth_authen} {auth_type} {mail_addr} {tls_version}"),
     (MacroStage::Rcpt, c"{rcpt_mailer} {rcpt_host} {rcpt_addr}"),
+    // Sendmail 8.17 sends the macros of the end of message only to who has asked for some at the
+    // end of the header as well: its milter.c tests the wrong flag.
+    (MacroStage::Eoh, c"i"),
     (MacroStage::Eom, c"i {msg_size}"),
 ];
 
@@ -159,8 +162,12 @@ fn mail(args: &[CString], macros: &Macros) -> Event {
 
 fn recipient(args: &[CString], macros: &Macros) -> Event {
     let path = args.first().map_or(&b""[..], |path| path.as_bytes());
-    let refused = text(macros, c"{rcpt_mailer}") == Some("error");
-    let fate = if refused { Fate::Rejected } else { Fate::Offered };
+    let host = text(macros, c"{rcpt_host}").unwrap_or_default();
+    let fate = match text(macros, c"{rcpt_mailer}") {
+        Some("error") if host.starts_with("5.1.") => Fate::Unknown,
+        Some("error") => Fate::Rejected,
+        _ => Fate::Offered,
+    };
     Event::Recipient { address: Address::new(path), fate }
 }
 

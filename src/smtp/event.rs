@@ -52,7 +52,10 @@ pub enum Event {
 pub enum Fate {
     /// It would accept it.
     Offered,
-    /// It has refused it, and only lets us know.
+    /// It has refused it because there is no such mailbox (enhanced code 5.1.x), and only lets us
+    /// know.
+    Unknown,
+    /// It has refused it for another reason.
     Rejected,
 }
 

@@ -213,16 +213,16 @@ impl Limit {
                 Some(Part::Asked)
             }
             _ if cx.ends == Ends::SeenElsewhere => None,
-            (Count::UnknownRecipients, Event::Recipient { fate: Fate::Rejected, .. }) => {
+            (Count::UnknownRecipients, Event::Recipient { fate: Fate::Unknown, .. }) => {
                 Some(Part::Counted)
             }
+            (_, Event::Recipient { fate: Fate::Unknown | Fate::Rejected, .. }) => None,
             // The MTA has answered that recipient; we act at whatever comes next.
             (
                 Count::UnknownRecipients,
                 Event::Connect | Event::Mail { .. } | Event::Recipient { .. },
             ) => Some(Part::Asked),
             (Count::UnknownRecipients, _) => None,
-            (_, Event::Recipient { fate: Fate::Rejected, .. }) => None,
             (Count::Recipients, Event::Data { unseen: 1.. }) => Some(Part::Both),
             (_, event) => (event.kind() == self.counted_at).then_some(Part::Both),
         }
