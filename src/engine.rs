@@ -406,10 +406,9 @@ impl Session {
             Event::Recipient { address, .. } => Some(address),
             _ => None,
         };
-        let id = id.to_string();
+        let (told, id) = (told_wait(wait, id).to_string(), id.to_string());
         let strongest = decision.strongest().filter(|_| event.kind() != Kind::Disconnect);
         let refused = strongest.map(|refusal| {
-            let told = told_wait(wait, &id).to_string();
             let fact = |place| match place {
                 Placeholder::Hostname => Cow::from(&*self.policy.hostname),
                 Placeholder::Client => self.visitor.client.address().to_string().into(),
@@ -437,7 +436,7 @@ impl Session {
             client: self.visitor.client.address(),
             name: self.visitor.client.name(),
             helo: self.visitor.client.helo.as_ref().map(|helo| helo.as_str()),
-            user: self.visitor.client.user.as_deref(),
+            user: self.visitor.client.user.as_ref().map(|user| user.as_str()),
             sender: sender.map(|sender| sender.as_str()),
             recipient: recipient.map(|recipient| recipient.as_str()),
             wait,
@@ -463,6 +462,7 @@ struct Lifted;
 
 impl Drop for Session {
     fn drop(&mut self) {
+        let watch = Stopwatch::start();
         self.engine.clone().guarded(Kind::Disconnect, || {
             self.end();
             Answer::Pass
@@ -470,21 +470,22 @@ impl Drop for Session {
         if let Some(key) = self.held {
             self.engine.held.write_known(key, |held| held.0 -= 1);
         }
+        self.engine.telemetry.event(Kind::Disconnect, watch.elapsed());
         self.engine.telemetry.session_ended(self.visitor.door.ends);
     }
 }
 
 /// The wait told, in whole seconds: never less than the true one, and at most a quarter or five
 /// seconds more, so that those who were deferred together do not return together.
-fn told_wait(wait: Duration, id: &str) -> u64 {
-    let true_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
+fn told_wait(wait: Duration, id: Id) -> u64 {
+    let true_ms = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).max(1);
     let least = true_ms.div_ceil(1_000);
-    let most = (true_ms.saturating_add((true_ms / 4).max(5_000))) / 1_000;
-    // FNV-1a over the id: the same decision always tells the same wait.
-    let spread = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    least + (spread >> 32) % (most - least + 1)
+    let most = true_ms.saturating_add((true_ms / 4).max(5_000)) / 1_000;
+    // The same decision always tells the same wait. Ids of one moment differ in their last bits
+    // only, so they are mixed well (the finaliser of MurmurHash3).
+    let mixed = (id.0 ^ (id.0 >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    let mixed = (mixed ^ (mixed >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    least + (mixed ^ (mixed >> 33)) % (most - least + 1)
 }
 
 /// The id of a decision: when it was made, to the millisecond, and a serial number. The same in

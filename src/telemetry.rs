@@ -4,6 +4,7 @@
 //! it. Metrics are labelled by what we and the settings name, never by what comes from the
 //! network.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -223,8 +224,8 @@ fn count_refusal(metric: &'static str, refusal: &Refusal) {
     counter!(metric, "action" => action, "reason" => reason, "limit" => limit).increment(1);
 }
 
-/// What a client chose is recorded as a string, never formatted into one: the subscriber quotes it
-/// and escapes its control characters.
+/// What a client chose stands last, is recorded as a string, never formatted into one, so that the
+/// subscriber quotes it, and has no control characters: JSON would let some of them pass.
 fn line(told: &Told<'_>, refusal: &Refusal, wait: Duration, others: &[Refusal]) {
     let others: Vec<_> = others.iter().map(name).collect();
     let reply = told.reply.filter(|_| refusal.mode == Mode::Enforce).map(ToString::to_string);
@@ -236,18 +237,26 @@ fn line(told: &Told<'_>, refusal: &Refusal, wait: Duration, others: &[Refusal]) 
         mode = %refusal.mode.name(),
         event = %told.event.name(),
         client = %told.client,
-        name = told.name,
-        helo = told.helo,
-        user = told.user,
-        sender = told.sender,
-        recipient = told.recipient,
         value = %refusal.why.value(),
         threshold = refusal.why.threshold().to_string(),
-        wait_ms = wait.as_millis() as u64,
+        wait_ms = wait.as_nanos().div_ceil(1_000_000) as u64,
         also = (!others.is_empty()).then(|| others.join(",")),
         id = %told.id,
+        name = told.name.map(clean).as_deref(),
+        user = told.user.map(clean).as_deref(),
+        helo = told.helo.map(clean).as_deref(),
+        sender = told.sender.map(clean).as_deref(),
+        recipient = told.recipient.map(clean).as_deref(),
         reply,
     );
+}
+
+fn clean(text: &str) -> Cow<'_, str> {
+    if text.chars().any(char::is_control) {
+        text.replace(char::is_control, "\u{fffd}").into()
+    } else {
+        text.into()
+    }
 }
 
 /// The limit's name, or the reason where no limit spoke.

@@ -227,6 +227,8 @@ impl Settings {
         let (mut reader, mut root) = Reader::open(text);
         let server = reader.section(&mut root, "server", Server::check);
         let listen = reader.list(&mut root, "listen", listen::Params::check);
+        let named = root.get("control").and_then(|control| control.get_ref().get("http"));
+        let http_is_named = named.is_some();
         let control = reader.section(&mut root, "control", |_: &Control| Vec::new());
         let client = reader.section(&mut root, "client", ClientParams::check);
         let access = reader.section(&mut root, "access", |params: &access::Params| {
@@ -262,7 +264,7 @@ impl Settings {
             state,
             log,
         };
-        Ok(Checked { settings, report })
+        Ok(Checked { settings, report, http_is_named })
     }
 
     /// The same settings as TOML, every key spelled out.
@@ -385,6 +387,8 @@ pub struct Checked {
     pub settings: Settings,
     /// Warnings.
     pub report: read::Report,
+    /// Whether the file names an address for metrics; at its default they can be done without.
+    pub http_is_named: bool,
 }
 
 /// Settings that cannot be used, and why.

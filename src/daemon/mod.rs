@@ -76,10 +76,19 @@ const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// Descriptors kept for what is no session: sockets, logs, lists, metrics.
 const SPARE_DESCRIPTORS: u64 = 128;
 
+/// Whether mail is served without metrics, where their address cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metrics {
+    /// It is not: the settings name the address.
+    Required,
+    /// It is: nobody has asked for the default address.
+    IfTheyCanBe,
+}
+
 /// Serves until told to stop.
-pub fn serve(settings: Settings, file: PathBuf) -> ExitCode {
+pub fn serve(settings: Settings, metrics: Metrics, file: PathBuf) -> ExitCode {
     let logging = Logging::start(&settings.log);
-    let code = match run(settings, &file, &logging) {
+    let code = match run(settings, metrics, &file, &logging) {
         Ok(()) => 0,
         Err(trouble) => {
             error!("{trouble}");
@@ -90,13 +99,22 @@ pub fn serve(settings: Settings, file: PathBuf) -> ExitCode {
     code.into()
 }
 
-fn run(settings: Settings, file: &Path, logging: &Logging) -> Result<(), Trouble> {
+fn run(
+    settings: Settings,
+    metrics: Metrics,
+    file: &Path,
+    logging: &Logging,
+) -> Result<(), Trouble> {
     let system = |what| move |error| Trouble::System(what, error);
     let max_sessions = raise_descriptors();
     let engine = build(&settings).map_err(system("no random numbers"))??;
     let sockets = bind(&settings)?;
     let desk = Arc::new(policyd::Desk::new(engine.memory().secret()));
-    let metrics = bind_metrics(&settings.control)?;
+    let metrics = bind_metrics(&settings.control, metrics)?;
+    let main = runtime::Builder::new_current_thread().enable_all().build();
+    let main = main.map_err(system("cannot start a runtime"))?;
+    let _inside = main.enter();
+    let mut signals = Signals::new().map_err(system("cannot watch signals"))?;
     let (stop, stopping) = watch::channel(false);
     let mut workers = Vec::new();
     for number in 0..settings.server.workers {
@@ -113,10 +131,6 @@ fn run(settings: Settings, file: &Path, logging: &Logging) -> Result<(), Trouble
         workers.push(worker.start(number).map_err(system("cannot start a worker"))?);
     }
     drop(sockets);
-    let main = runtime::Builder::new_current_thread().enable_all().build();
-    let main = main.map_err(system("cannot start a runtime"))?;
-    let _inside = main.enter();
-    let signals = Signals::new().map_err(system("cannot watch signals"))?;
     if let Some(listener) = metrics {
         main.spawn(http::serve(listener, engine.clone()));
     }
@@ -124,10 +138,11 @@ fn run(settings: Settings, file: &Path, logging: &Logging) -> Result<(), Trouble
         info!(%address, ?protocol, "listening");
     }
     info!(version = env!("CARGO_PKG_VERSION"), file = %file.display(), max_sessions, "serving");
-    main.block_on(attend(signals, &settings, file, &engine, logging, &workers));
+    main.block_on(attend(&mut signals, &settings, file, &engine, logging, &workers));
     info!("stopping: running sessions may finish within {}", settings.server.grace);
     let _ = stop.send(true);
-    for worker in workers {
+    main.block_on(drain(&mut signals, &workers));
+    for worker in workers.into_iter().filter(JoinHandle::is_finished) {
         match worker.join() {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(Trouble::System("a worker failed", error)),
@@ -168,13 +183,14 @@ fn bind(settings: &Settings) -> Result<Vec<(Bound, listen::Params)>, Trouble> {
     settings.listen.iter().map(bind).collect()
 }
 
-/// An address of metrics that cannot be had is fatal where the settings chose it. At its default,
-/// mail is served without.
-fn bind_metrics(control: &Control) -> Result<Option<std::net::TcpListener>, Trouble> {
+fn bind_metrics(
+    control: &Control,
+    metrics: Metrics,
+) -> Result<Option<std::net::TcpListener>, Trouble> {
     let OrNone::Some(address) = control.http else { return Ok(None) };
     match http::bind(address) {
         Ok(listener) => Ok(Some(listener)),
-        Err(error) if control.http == Control::default().http => {
+        Err(error) if metrics == Metrics::IfTheyCanBe => {
             warn!(http = %address, %error, "no metrics: the default address cannot be had");
             Ok(None)
         }
@@ -252,7 +268,7 @@ impl Signals {
 
 /// Reloads and sweeps until it is time to stop.
 async fn attend(
-    mut signals: Signals,
+    signals: &mut Signals,
     settings: &Settings,
     file: &Path,
     engine: &Engine,
@@ -280,6 +296,19 @@ async fn attend(
                     return;
                 }
             }
+        }
+    }
+}
+
+/// Waits for the workers' sessions to end. Metrics are still served; told to stop once more, nobody
+/// is waited for.
+async fn drain(signals: &mut Signals, workers: &[JoinHandle<io::Result<()>>]) {
+    let mut look = tokio::time::interval(Duration::from_millis(20));
+    while !workers.iter().all(JoinHandle::is_finished) {
+        tokio::select! {
+            _ = signals.terminate.recv() => return,
+            _ = signals.interrupt.recv() => return,
+            _ = look.tick() => {}
         }
     }
 }

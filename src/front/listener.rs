@@ -15,6 +15,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
@@ -88,10 +90,15 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     if !kind.is_socket() {
         return Err(io::Error::new(ErrorKind::AlreadyExists, "exists and is no socket"));
     }
-    match unix::UnixStream::connect(path) {
-        Ok(_) => Err(io::Error::new(ErrorKind::AddrInUse, "another process serves this socket")),
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
-        Err(error) => Err(error),
+    // Without waiting: whoever holds it may be stuck, with a full backlog.
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let probe = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match net::connect(&probe, &SocketAddrUnix::new(path)?) {
+        Err(Errno::CONNREFUSED) => fs::remove_file(path),
+        Ok(()) | Err(Errno::AGAIN) => {
+            Err(io::Error::new(ErrorKind::AddrInUse, "another process serves this socket"))
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

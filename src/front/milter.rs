@@ -155,9 +155,10 @@ fn mail(args: &[CString], macros: &Macros) -> Event {
         let (key, value) = p.split_once('=')?;
         key.eq_ignore_ascii_case("SIZE").then(|| value.parse().ok())?
     });
-    let user = text(macros, c"{auth_authen}").filter(|user| !user.is_empty());
+    let user = macros.get(c"{auth_authen}").filter(|user| !user.is_empty());
+    let user = user.map(|user| ClientText::new(user.to_bytes()));
     let tls = text(macros, c"{tls_version}").is_some_and(|version| !version.is_empty());
-    Event::Mail { sender: Address::new(path), size, user: user.map(Into::into), tls }
+    Event::Mail { sender: Address::new(path), size, user, tls }
 }
 
 fn recipient(args: &[CString], macros: &Macros) -> Event {

@@ -433,7 +433,8 @@ impl Signal for Greylist {
     fn settle(&self, cx: &Context<'_>, decision: &Decision, ledger: &mut Ledger) {
         match cx.event {
             Event::Recipient { address, fate: Fate::Offered } if decision.exemption().is_none() => {
-                if self.speaks_at_data() {
+                // Who was refused otherwise will come back in another message.
+                if self.speaks_at_data() && decision.passes() {
                     let latest = ledger.ready.into_iter().chain(self.ready(cx, address));
                     ledger.ready = latest.max_by_key(|ready| ready.at);
                 }

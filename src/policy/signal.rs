@@ -65,8 +65,8 @@ pub enum Ends {
     Seen,
     /// It does not: the policy service. What only an end gives back must not be taken.
     Unseen,
-    /// It does not, but a milter listener of ours holds the same session and counts it: here
-    /// nothing is charged, or it would be charged twice.
+    /// It does not, but a milter listener of ours holds the same session and judges it by every
+    /// limit: here nothing is, or it would be charged twice.
     SeenElsewhere,
 }
 

@@ -8,7 +8,7 @@ use std::fmt::{self, Debug, Formatter};
 /// as the session lasts.
 pub const LONGEST: usize = 512;
 
-/// A text the client chose: its HELO name. Cut to [`LONGEST`] bytes, otherwise as given.
+/// A text the client chose: its HELO name, the name of its login. Cut to [`LONGEST`] bytes, otherwise as given.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ClientText(Box<str>);
 

@@ -19,7 +19,7 @@ pub struct Client {
     /// The argument of its last HELO or EHLO.
     pub helo: Option<ClientText>,
     /// The name it has authenticated as.
-    pub user: Option<Box<str>>,
+    pub user: Option<ClientText>,
     /// Whether the session is encrypted. Known from MAIL on.
     pub tls: bool,
 }
@@ -40,7 +40,8 @@ impl Client {
     /// The same with a forward-confirmed name.
     #[must_use]
     pub fn named(mut self, name: &str) -> Self {
-        self.name = Some(name.trim_end_matches('.').to_ascii_lowercase().into());
+        let name = ClientText::new(name.trim_end_matches('.').as_bytes());
+        self.name = Some(name.as_str().to_ascii_lowercase().into());
         self
     }
 

@@ -19,7 +19,7 @@ pub enum Event {
         /// The size the client declared, in bytes (RFC 1870).
         size: Option<u64>,
         /// The name the client has authenticated as.
-        user: Option<Box<str>>,
+        user: Option<ClientText>,
         /// Whether the session is encrypted.
         tls: bool,
     },

@@ -17,11 +17,26 @@ pub const HOSTNAME: &str = "throttle.example.org";
 pub struct Daemon {
     /// The milter's address in Postfix's words, `inet:127.0.0.1:PORT` or `unix:PATH`.
     pub endpoint: String,
-    speak: &'static str,
+    /// The policy service's.
+    pub policy_endpoint: String,
+    /// Both, as the settings say it.
+    listen: String,
     http: SocketAddr,
     child: Child,
     log: Arc<Log>,
     folder: Folder,
+}
+
+/// What a milter listener is made of.
+struct Listener {
+    endpoint: String,
+    speak: &'static str,
+}
+
+impl Listener {
+    fn none() -> Self {
+        Self { endpoint: String::new(), speak: "helo" }
+    }
 }
 
 /// The daemon's standard error, as a thread reads it.
@@ -45,20 +60,45 @@ impl Daemon {
 
     /// A listener with `speak = "mail"` is one where clients authenticate.
     pub fn speaking(speak: &'static str, policy: &str) -> Self {
-        let endpoint = format!("inet:127.0.0.1:{}", free_port());
-        Self::listening(Folder::new("daemon"), endpoint, speak, policy)
+        let milter = Listener { endpoint: free_endpoint(), speak };
+        Self::listening(Folder::new("daemon"), milter, String::new(), policy)
     }
 
     /// Serves on a unix socket in the daemon's own folder.
     pub fn on_unix_socket(policy: &str) -> Self {
         let folder = Folder::new("daemon");
         let endpoint = format!("unix:{}/milter.sock", folder.path().display());
-        Self::listening(folder, endpoint, "helo", policy)
+        Self::listening(folder, Listener { endpoint, speak: "helo" }, String::new(), policy)
     }
 
-    fn listening(folder: Folder, endpoint: String, speak: &'static str, policy: &str) -> Self {
+    /// Serves as a policy service, and not as a milter.
+    pub fn policy_service(policy: &str) -> Self {
+        Self::listening(Folder::new("daemon"), Listener::none(), free_endpoint(), policy)
+    }
+
+    /// The same on a unix socket.
+    pub fn policy_service_on_unix_socket(policy: &str) -> Self {
+        let folder = Folder::new("daemon");
+        let endpoint = format!("unix:{}/policy.sock", folder.path().display());
+        Self::listening(folder, Listener::none(), endpoint, policy)
+    }
+
+    /// Serves as both.
+    pub fn milter_and_policy_service(policy: &str) -> Self {
+        let milter = Listener { endpoint: free_endpoint(), speak: "helo" };
+        Self::listening(Folder::new("daemon"), milter, free_endpoint(), policy)
+    }
+
+    fn listening(
+        folder: Folder,
+        Listener { endpoint, speak }: Listener,
+        policy_endpoint: String,
+        policy: &str,
+    ) -> Self {
         let http = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let config = folder.write("postpone.toml", &settings(&endpoint, speak, http, policy));
+        let listen = listen("milter", &endpoint, &format!("speak = \"{speak}\""))
+            + &listen("policy", &policy_endpoint, "");
+        let config = folder.write("postpone.toml", &settings(&listen, http, policy));
         let mut child = Command::new("setpriv") // so that it ends even when we are killed
             .args(["--pdeathsig", "KILL", "--", env!("CARGO_BIN_EXE_postpone"), "serve"])
             .arg("--config")
@@ -75,15 +115,14 @@ impl Daemon {
             let log = Arc::clone(&log);
             move || log.follow(stderr)
         });
-        let daemon = Daemon { endpoint, speak, http, child, log, folder };
+        let daemon = Daemon { endpoint, policy_endpoint, listen, http, child, log, folder };
         daemon.line("the daemon to serve", |line| line.contains(READY));
         daemon
     }
 
     /// Puts another policy into the file and asks for a reload; what came of it, the log says.
     pub fn reload(&self, policy: &str) {
-        self.folder
-            .write("postpone.toml", &settings(&self.endpoint, self.speak, self.http, policy));
+        self.folder.write("postpone.toml", &settings(&self.listen, self.http, policy));
         self.signal(Signal::HUP);
     }
 
@@ -171,21 +210,14 @@ impl Log {
 
 /// A whole file from a policy: memory only, text log, own ports. Every client here is on loopback,
 /// which the built-in allowlist would exempt. What the policy says itself stands as it says.
-fn settings(endpoint: &str, speak: &str, http: SocketAddr, policy: &str) -> String {
+fn settings(listen: &str, http: SocketAddr, policy: &str) -> String {
     let unless_said = |section: &str, default: &str| {
         let said = policy.contains(&format!("[{section}]"));
         if said { String::new() } else { format!("[{section}]\n{default}\n") }
     };
-    let group = if endpoint.starts_with("unix:") { "socket_group = \"postfix\"" } else { "" };
     format!(
         r#"{policy}
-{access}{greylist}
-[server]
-hostname = "{HOSTNAME}"
-[[listen]]
-milter = "{endpoint}"
-speak = "{speak}"
-{group}
+{access}{greylist}{server}{listen}
 [control]
 http = "{http}"
 socket = "none"
@@ -196,7 +228,21 @@ format = "text"
 "#,
         access = unless_said("access", "allow = []"),
         greylist = unless_said("greylist", "mode = \"off\""),
+        server = unless_said("server", &format!("hostname = \"{HOSTNAME}\"")),
     )
+}
+
+/// One `[[listen]]`, where there is to be one; on a unix socket Postfix may use it.
+fn listen(protocol: &str, endpoint: &str, more: &str) -> String {
+    let group = if endpoint.starts_with("unix:") { "socket_group = \"postfix\"" } else { "" };
+    match endpoint {
+        "" => String::new(),
+        _ => format!("[[listen]]\n{protocol} = \"{endpoint}\"\n{more}\n{group}\n"),
+    }
+}
+
+fn free_endpoint() -> String {
+    format!("inet:127.0.0.1:{}", free_port())
 }
 
 /// Whether a log line has all of these `key=value` fields.

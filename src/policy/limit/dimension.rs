@@ -78,7 +78,7 @@ impl Dimension {
             Self::Pool => add("pool", &cx.pool().octets()),
             Self::Listener => add("listener", cx.listener.as_bytes()),
             Self::Helo => add("helo", cx.client.helo.as_ref()?.as_str().as_bytes()),
-            Self::User => add("user", cx.client.user.as_ref()?.as_bytes()),
+            Self::User => add("user", cx.client.user.as_ref()?.as_str().as_bytes()),
             Self::Sender => add("sender", cx.sender()?.as_str().as_bytes()),
             Self::SenderDomain => add("sender_domain", cx.sender()?.domain().as_bytes()),
             Self::Recipient => add("recipient", cx.recipient()?.as_str().as_bytes()),

@@ -203,16 +203,11 @@ impl Limit {
 
     fn part(&self, cx: &Context<'_>) -> Option<Part> {
         match (self.count, cx.event) {
-            // Nobody would give the place back.
-            (Count::Sessions, _) if cx.ends != Ends::Seen => None,
-            // Postfix asks the policy service about a recipient before it asks the milter, which
-            // will charge it; everything before has been judged and charged there.
-            (_, Event::Recipient { fate: Fate::Offered, .. })
-                if cx.ends == Ends::SeenElsewhere && self.counted_at == Kind::Recipient =>
-            {
-                Some(Part::Asked)
-            }
+            // The milter judges and charges the same event itself, and it alone knows what it has
+            // charged this message already.
             _ if cx.ends == Ends::SeenElsewhere => None,
+            // Nobody would give the place back.
+            (Count::Sessions, _) if cx.ends == Ends::Unseen => None,
             (Count::UnknownRecipients, Event::Recipient { fate: Fate::Unknown, .. }) => {
                 Some(Part::Counted)
             }
