@@ -12,10 +12,11 @@ use std::path::Path;
 
 use postpone::clock::{ManualClock, Time};
 use postpone::config::{Settings, Unusable};
-use postpone::engine::{Answer, Engine, Refused, Speak};
+use postpone::engine::{Answer, Engine, Refused};
 use postpone::meter::key::Secret;
 use postpone::policy::Memory;
-use postpone::policy::limit::{Count, Params};
+use postpone::policy::limit::Params;
+use postpone::policy::limit::params::Count;
 use postpone::setting::Mode;
 use postpone::smtp::address::{Address, ClientText};
 use postpone::smtp::client::Client;
@@ -125,12 +126,17 @@ fn refusal(limit: &Params) -> Refused {
     let engine = Engine::new(Box::new(clock), memory, policy);
     let mailbox = |name: &str| Address::new(name.as_bytes());
     let client = Client::new("192.0.2.7".parse().unwrap());
-    let mut sessions = [(); 2].map(|()| engine.session(client.clone(), Speak::Helo));
+    let mut sessions = [(); 2].map(|()| engine.session(client.clone(), settings.listen[0].door()));
     let mut answers = sessions.iter_mut().flat_map(|session| {
         let events = [
             Event::Connect,
             Event::Helo { name: ClientText::new(b"client.example.net") },
-            Event::Mail { sender: mailbox("anna@example.net"), size: Some(1024), user: None },
+            Event::Mail {
+                sender: mailbox("anna@example.net"),
+                size: Some(1024),
+                user: None,
+                tls: false,
+            },
             Event::Recipient { address: mailbox("bob@example.org"), fate: Fate::Offered },
         ];
         events.map(|event| session.on(event))

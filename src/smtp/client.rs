@@ -12,24 +12,36 @@ use super::address::ClientText;
 pub struct Client {
     /// Its address; an IPv4 address mapped into IPv6 is the IPv4 address (RFC 4291, 2.5.5.2).
     address: IpAddr,
+    /// The port it comes from, where that is known.
+    pub port: Option<u16>,
     /// Its forward-confirmed name, in lower case; none if it has none.
     name: Option<Box<str>>,
     /// The argument of its last HELO or EHLO.
     pub helo: Option<ClientText>,
     /// The name it has authenticated as.
-    pub user: Option<Box<str>>,
+    pub user: Option<ClientText>,
+    /// Whether the session is encrypted. Known from MAIL on.
+    pub tls: bool,
 }
 
 impl Client {
     /// A client by its address.
     pub fn new(address: IpAddr) -> Self {
-        Self { address: address.to_canonical(), name: None, helo: None, user: None }
+        Self {
+            address: address.to_canonical(),
+            port: None,
+            name: None,
+            helo: None,
+            user: None,
+            tls: false,
+        }
     }
 
     /// The same with a forward-confirmed name.
     #[must_use]
     pub fn named(mut self, name: &str) -> Self {
-        self.name = Some(name.trim_end_matches('.').to_ascii_lowercase().into());
+        let name = ClientText::new(name.trim_end_matches('.').as_bytes());
+        self.name = Some(name.as_str().to_ascii_lowercase().into());
         self
     }
 
