@@ -116,7 +116,7 @@ impl Engine {
             client,
             door,
         };
-        visitor.standing = policy.standing(&visitor.context(now, &Event::Connect, None));
+        visitor.look_up_standing(&policy, now, &Event::Connect);
         Session {
             engine: self.clone(),
             policy,
@@ -220,6 +220,11 @@ struct Visitor {
 }
 
 impl Visitor {
+    /// What it has earned is looked up when its session begins, and at every message.
+    fn look_up_standing(&mut self, policy: &Policy, now: Time, event: &Event) {
+        self.standing = policy.standing(&self.context(now, event, None));
+    }
+
     fn context<'a>(
         &'a self,
         now: Time,
@@ -286,6 +291,7 @@ impl Session {
             Event::Mail { user, tls, .. } => {
                 self.visitor.client.user.clone_from(user);
                 self.visitor.client.tls = *tls;
+                self.visitor.look_up_standing(&self.policy, now, &event);
                 if self.transaction.is_some() {
                     // Nobody told that the last transaction ended; so it ends here.
                     self.decide(now, &Event::Abort);
@@ -416,7 +422,7 @@ impl Session {
                 Placeholder::Reason => refusal.why.reason().name().into(),
                 Placeholder::Wait => told.as_str().into(),
                 Placeholder::Id => id.as_str().into(),
-                Placeholder::Sender => sender.map_or("", |sender| sender.as_str()).into(),
+                Placeholder::Sender => sender.map_or("", |sender| sender.shown()).into(),
                 Placeholder::SenderDomain => sender.map_or("", |sender| sender.domain()).into(),
                 Placeholder::Recipient => recipient.map_or("", |rcpt| rcpt.as_str()).into(),
                 Placeholder::RecipientDomain => recipient.map_or("", |rcpt| rcpt.domain()).into(),

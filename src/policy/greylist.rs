@@ -268,7 +268,8 @@ enum Acquaintance {
 
 impl Greylist {
     fn acquaintance(&self, cx: &Context<'_>, recipient: &Address) -> Acquaintance {
-        if cx.standing == Standing::Proven {
+        // Its standing is of the time when the message began; it may have been proven since.
+        if cx.standing == Standing::Proven || self.standing(cx).is_some() {
             return Acquaintance::Known;
         }
         let triplet = self.triplet(cx, recipient);
