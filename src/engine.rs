@@ -422,7 +422,7 @@ impl Session {
                 Placeholder::Reason => refusal.why.reason().name().into(),
                 Placeholder::Wait => told.as_str().into(),
                 Placeholder::Id => id.as_str().into(),
-                Placeholder::Sender => sender.map_or("", |sender| sender.as_str()).into(),
+                Placeholder::Sender => sender.map_or("", |sender| sender.shown()).into(),
                 Placeholder::SenderDomain => sender.map_or("", |sender| sender.domain()).into(),
                 Placeholder::Recipient => recipient.map_or("", |rcpt| rcpt.as_str()).into(),
                 Placeholder::RecipientDomain => recipient.map_or("", |rcpt| rcpt.domain()).into(),

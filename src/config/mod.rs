@@ -18,7 +18,7 @@ use crate::policy::limit::params::{Count, Measured};
 use crate::policy::standing::Standing;
 use crate::policy::{Bounds, ClientParams, Memory, Parts, Policy, access, greylist, limit};
 use crate::setting::{Complaint, Expected, OrNone};
-use crate::smtp::template::{LONGEST_HOSTNAME, LONGEST_URL};
+use crate::smtp::template::{LONGEST_HOSTNAME, LONGEST_URL, Placeholder};
 
 /// Everything that can be set. What is not set has its default.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -241,6 +241,7 @@ impl Settings {
             let mut complaints = limit.check();
             complaints.extend(beside_others(limit, &earlier));
             complaints.extend(can_never_fire(limit, &access, &listeners));
+            complaints.extend(names_no_url(limit, &server));
             earlier.push(limit.clone());
             complaints
         });
@@ -332,6 +333,12 @@ fn beside_others(limit: &limit::Params, earlier: &[limit::Params]) -> Vec<Compla
         }
     }
     complaints
+}
+
+fn names_no_url(limit: &limit::Params, server: &Server) -> Option<Complaint> {
+    let asks = limit.reply.as_ref().is_some_and(|reply| reply.asks_for(Placeholder::Url));
+    (asks && server.help_url == OrNone::None)
+        .then(|| Complaint::warning("reply", "{url} is empty: server.help_url is \"none\""))
 }
 
 /// Why nobody can ever meet a limit, in the light of the other settings.

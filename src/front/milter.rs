@@ -131,20 +131,21 @@ fn connect(
     };
     let mut client = Client::new(address);
     client.port = port;
-    if let Some(name) = confirmed(name, &cx.macros) {
-        client = client.named(name);
-    }
+    client = with_name(client, name, text(&cx.macros, c"{client_resolve}"));
     cx.data = Some(engine.session(client, door.clone()));
     ask(cx, |_| Event::Connect)
 }
 
-/// The client's name if the MTA has confirmed it. Postfix says `unknown` otherwise; Sendmail gives
-/// the address in brackets, or a name and says in `{client_resolve}` that it does not hold.
-fn confirmed<'a>(name: &'a CStr, macros: &Macros) -> Option<&'a str> {
-    let holds = text(macros, c"{client_resolve}").is_none_or(|resolved| resolved == "OK");
-    let name = name.to_str().ok()?;
+/// The client with its name, if the MTA has confirmed it. Postfix says `unknown` otherwise; Sendmail
+/// gives the address in brackets, or a name that does not hold, as `{client_resolve}` tells.
+fn with_name(client: Client, name: &CStr, resolved: Option<&str>) -> Client {
+    let name = name.to_str().unwrap_or_default();
     let is_name = !name.is_empty() && name != "unknown" && !name.starts_with('[');
-    (is_name && holds).then_some(name)
+    match resolved {
+        Some("TEMP") => client.of_unsure_name(),
+        Some("OK") | None if is_name => client.named(name),
+        _ => client,
+    }
 }
 
 fn mail(args: &[CString], macros: &Macros) -> Event {
@@ -165,6 +166,8 @@ fn recipient(args: &[CString], macros: &Macros) -> Event {
     let path = args.first().map_or(&b""[..], |path| path.as_bytes());
     let host = text(macros, c"{rcpt_host}").unwrap_or_default();
     let fate = match text(macros, c"{rcpt_mailer}") {
+        // RFC 3463 section 3.2: these two speak of the sender.
+        Some("error") if matches!(host, "5.1.7" | "5.1.8") => Fate::Rejected,
         Some("error") if host.starts_with("5.1.") => Fate::Unknown,
         Some("error") => Fate::Rejected,
         _ => Fate::Offered,

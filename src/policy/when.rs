@@ -36,7 +36,7 @@ pub struct When {
     /// The recipient's domain is one of these. Known at RCPT.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recipient_domain: Option<Vec<String>>,
-    /// What the client is called.
+    /// What the client is called. While its name cannot be looked up, it is none of these.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<Vec<NameKind>>,
 }
@@ -84,6 +84,8 @@ impl When {
                     .as_ref()
                     .map(|all| is_domain(all, cx.recipient().map(|recipient| recipient.domain()))),
             )
-            && asked(self.name.as_ref().map(|kinds| kinds.contains(&NameKind::of(cx.client))))
+            && asked(self.name.as_ref().map(|kinds| {
+                !cx.client.name_is_unsure() && kinds.contains(&NameKind::of(cx.client))
+            }))
     }
 }

@@ -57,6 +57,11 @@ impl Address {
         &self.0
     }
 
+    /// As it is shown to people: `<>` for the null sender.
+    pub fn shown(&self) -> &str {
+        if self.is_null() { "<>" } else { &self.0 }
+    }
+
     /// Whether it is the null sender of bounces (RFC 5321 section 4.5.5).
     pub fn is_null(&self) -> bool {
         self.0.is_empty()

@@ -14,8 +14,8 @@ pub struct Client {
     address: IpAddr,
     /// The port it comes from, where that is known.
     pub port: Option<u16>,
-    /// Its forward-confirmed name, in lower case; none if it has none.
-    name: Option<Box<str>>,
+    /// What is known of its name.
+    name: Name,
     /// The argument of its last HELO or EHLO.
     pub helo: Option<ClientText>,
     /// The name it has authenticated as.
@@ -24,13 +24,24 @@ pub struct Client {
     pub tls: bool,
 }
 
+/// What is known of a client's name.
+#[derive(Clone, Debug)]
+enum Name {
+    /// It is forward-confirmed; in lower case.
+    Confirmed(Box<str>),
+    /// It has none that is.
+    None,
+    /// It could not be looked up.
+    Unsure,
+}
+
 impl Client {
     /// A client by its address.
     pub fn new(address: IpAddr) -> Self {
         Self {
             address: address.to_canonical(),
             port: None,
-            name: None,
+            name: Name::None,
             helo: None,
             user: None,
             tls: false,
@@ -41,8 +52,14 @@ impl Client {
     #[must_use]
     pub fn named(mut self, name: &str) -> Self {
         let name = ClientText::new(name.trim_end_matches('.').as_bytes());
-        self.name = Some(name.as_str().to_ascii_lowercase().into());
+        self.name = Name::Confirmed(name.as_str().to_ascii_lowercase().into());
         self
+    }
+
+    /// The same, its name not known for now: the look-up failed, which says nothing about it.
+    #[must_use]
+    pub fn of_unsure_name(self) -> Self {
+        Self { name: Name::Unsure, ..self }
     }
 
     /// Its address, never an IPv4-mapped one.
@@ -52,7 +69,15 @@ impl Client {
 
     /// Its forward-confirmed name.
     pub fn name(&self) -> Option<&str> {
-        self.name.as_deref()
+        match &self.name {
+            Name::Confirmed(name) => Some(name),
+            Name::None | Name::Unsure => None,
+        }
+    }
+
+    /// Whether it may have a name that could not be looked up.
+    pub fn name_is_unsure(&self) -> bool {
+        matches!(self.name, Name::Unsure)
     }
 
     /// Whether it has authenticated (RFC 4954).

@@ -52,8 +52,13 @@ impl Client {
     }
 
     pub fn say(&mut self, line: &str) -> Reply {
+        self.say_bytes(line.as_bytes())
+    }
+
+    /// For a line that is no text.
+    pub fn say_bytes(&mut self, line: &[u8]) -> Reply {
         // Whether the server still reads is for the reply to tell.
-        let _ = self.stream.get_mut().write_all(format!("{line}\r\n").as_bytes());
+        let _ = self.stream.get_mut().write_all(&[line, b"\r\n"].concat());
         self.reply()
     }
 

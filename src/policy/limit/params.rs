@@ -12,7 +12,7 @@ use crate::policy::when::When;
 use crate::setting::{Complaint, Mode};
 use crate::smtp::event::Kind;
 use crate::smtp::reply::{Action, Code};
-use crate::smtp::template::Template;
+use crate::smtp::template::{Placeholder, Template};
 
 /// One `[[limit]]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -201,11 +201,12 @@ impl Params {
     }
 
     /// The limits that hold where none are set. Each is several times what large senders allow
-    /// themselves towards one host, as their published shaping says.
+    /// themselves towards one host, as their published shaping says. Forty sessions, because at
+    /// fifty a default Postfix hangs up by itself, without a time to come back.
     pub fn built_in() -> Vec<Self> {
         let rate = |name, count, quota| Self { quota: Some(quota), ..Self::of(name, count) };
         vec![
-            Self { max: NonZeroU32::new(50), ..Self::of("sessions", Count::Sessions) },
+            Self { max: NonZeroU32::new(40), ..Self::of("sessions", Count::Sessions) },
             rate("connections", Count::Connections, Quota::events(600, 60).with_burst(1_200)),
             rate("messages", Count::Messages, Quota::events(6_000, 60).with_burst(12_000)),
             rate("recipients", Count::Recipients, Quota::events(30_000, 60).with_burst(60_000)),
@@ -355,7 +356,22 @@ impl Params {
         let livelock = self.counted_at() == Kind::Recipient
             && self.count != Count::UnknownRecipients
             && reply.code().action() == Action::Close;
-        let message = reply.misgiving().or_else(|| {
+        let spoken_at = match self.count {
+            Count::UnknownRecipients => Kind::Connect,
+            _ => self.counted_at(),
+        };
+        let empty = [
+            ("{sender}", Placeholder::Sender, Kind::Mail),
+            ("{sender_domain}", Placeholder::SenderDomain, Kind::Mail),
+            ("{recipient}", Placeholder::Recipient, Kind::Recipient),
+            ("{recipient_domain}", Placeholder::RecipientDomain, Kind::Recipient),
+        ]
+        .into_iter()
+        .find(|(_, place, known_at)| reply.asks_for(*place) && *known_at > spoken_at);
+        let empty = empty.map(|(name, ..)| {
+            format!("{name} can be empty: it is not known at {}", spoken_at.name())
+        });
+        let message = reply.misgiving().or(empty).or_else(|| {
             livelock.then(|| {
                 let instead = match self.count {
                     Count::Recipients | Count::DistinctRecipients => Code::Code452,
