@@ -1,7 +1,7 @@
 //! The seam: clock, policy, memory and telemetry, and the sessions that use them.
 //!
 //! From event to answer everything is synchronous, waits for nothing, and fails open: in our own
-//! trouble the mail passes. That is decided in one place, [`Engine::guarded`].
+//! trouble the mail passes. That is decided in one place, `Engine::guarded`.
 
 use std::borrow::Cow;
 use std::cell::OnceCell;

@@ -237,7 +237,7 @@ fn line(told: &Told<'_>, refusal: &Refusal, wait: Duration, others: &[Refusal]) 
         mode = %refusal.mode.name(),
         event = %told.event.name(),
         client = %told.client,
-        value = %refusal.why.value(),
+        value = refusal.why.value().to_string(),
         threshold = refusal.why.threshold().to_string(),
         wait_ms = wait.as_nanos().div_ceil(1_000_000) as u64,
         also = (!others.is_empty()).then(|| others.join(",")),

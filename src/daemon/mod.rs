@@ -29,7 +29,7 @@ use crate::front::listener::Bound;
 use crate::front::{http, milter, policyd};
 use crate::meter::key::Secret;
 use crate::policy::Memory;
-use crate::setting::OrNone;
+use crate::setting::{OrNone, Severity};
 use crate::telemetry::Failure;
 
 /// Exit codes of sysexits.h.
@@ -318,7 +318,8 @@ fn reload(running: &Settings, file: &Path, engine: &Engine, logging: &Logging) {
     let checked = match Settings::load(file) {
         Ok(checked) => checked,
         Err(Unusable(report)) => {
-            report.lines().for_each(|line| error!("not reloaded: {line}"));
+            report.lines(Severity::Error).for_each(|line| error!("not reloaded: {line}"));
+            report.lines(Severity::Warning).for_each(|line| warn!("{line}"));
             return engine.telemetry().reloaded("refused");
         }
     };
@@ -329,7 +330,7 @@ fn reload(running: &Settings, file: &Path, engine: &Engine, logging: &Logging) {
             return engine.telemetry().reloaded("refused");
         }
     }
-    checked.report.lines().for_each(|line| warn!("{line}"));
+    checked.report.lines(Severity::Warning).for_each(|line| warn!("{line}"));
     logging.set_level(checked.settings.log.level);
     let restart = checked.settings.needs_restart(running);
     if !restart.is_empty() {

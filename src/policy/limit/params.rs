@@ -200,9 +200,9 @@ impl Params {
         }
     }
 
-    /// The limits that hold where none are set. Each is several times what large senders allow
-    /// themselves towards one host, as their published shaping says. Forty sessions, because at
-    /// fifty a default Postfix hangs up by itself, without a time to come back.
+    /// The limits that hold where none are set. None is below what large senders allow themselves
+    /// towards one host, as their published shaping says. Forty sessions, because at fifty a
+    /// default Postfix hangs up by itself, without a time to come back.
     pub fn built_in() -> Vec<Self> {
         let rate = |name, count, quota| Self { quota: Some(quota), ..Self::of(name, count) };
         vec![
