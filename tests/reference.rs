@@ -84,7 +84,10 @@ fn known_keys(text: &str) -> BTreeSet<String> {
     let Err(Unusable(report)) = Settings::parse("probe", text) else {
         panic!("nonsense was taken: {text}")
     };
-    let error = report.lines().find(|line| line.contains("`nonsense`")).unwrap();
+    let error = report
+        .lines(postpone::setting::Severity::Error)
+        .find(|line| line.contains("`nonsense`"))
+        .unwrap();
     let (_, expected) = error.split_once("expected ").unwrap();
     let words = expected.trim_start_matches("one of ").split([',', ' ', '`']);
     words.filter(|word| !matches!(*word, "" | "or")).map(Into::into).collect()

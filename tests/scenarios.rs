@@ -34,9 +34,16 @@ macro_rules! scenarios {
 
 scenarios! {
     access
+    access_require
     bytes
+    charge_attempts
+    composite_keys
     connect
     connections
+    distinct_helos
+    distinct_recipients
+    distinct_senders
+    domain_messages
     exempt_recipients
     greylist
     greylist_and_limits
@@ -44,18 +51,28 @@ scenarios! {
     greylist_crowd_hammered
     greylist_data
     greylist_data_surplus
+    greylist_pool
     greylist_proven
+    greylist_senders
+    greylist_when
+    greylist_when_domain
     greylist_window
     host
     host_sessions
+    keys
     messages
     networks
+    penalty
+    penalty_connections
+    pool
     rate
     recipients
     reload
     sessions
     several
     several_at_connect
+    several_windows
+    shadow_forgiven
     shadow_greylist
     shadow_greylist_data
     shadow_limit
@@ -63,6 +80,15 @@ scenarios! {
     submission
     submission_host
     told
+    unknown_recipients
+    unknown_recipients_domain
+    unknown_recipients_flood
+    when_message
+    when_name
+    when_origin
+    when_standing
+    whole_host
+    wider_network
 }
 
 #[test]

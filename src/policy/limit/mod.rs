@@ -289,7 +289,14 @@ impl Limits {
             Measure::InTime(quota) => {
                 let meter = self.memory.meters.read(key, |m| m.copied().unwrap_or_default());
                 let amount = limit.amount(cx);
-                let wait = meter.wait(quota, now, amount);
+                let wait = match meter.wait(quota, now, amount) {
+                    // This attempt will be charged, too: the next one waits for it as well.
+                    wait if !wait.is_zero() && limit.charging == Charging::Attempts => meter
+                        .charged(quota, now, amount)
+                        .capped(quota, now)
+                        .wait(quota, now, amount),
+                    wait => wait,
+                };
                 let used = meter.used(quota, now).saturating_add(amount);
                 let why = Why::Rate { used, quota: *quota };
                 (!wait.is_zero()).then(|| limit.refusal(why, wait))
@@ -331,11 +338,11 @@ impl Limits {
             Measure::InTime(quota) => {
                 let amount = limit.amount(cx);
                 let then = self.memory.meters.write(key, |meter| {
+                    *meter = meter.charged(quota, cx.now, amount);
                     // A shadow counts as if nothing had been refused, however far it runs ahead.
                     if limit.mode == Mode::Enforce {
                         *meter = meter.capped(quota, cx.now);
                     }
-                    *meter = meter.charged(quota, cx.now, amount);
                     *meter
                 });
                 let returnable = matches!(limit.count, Count::Messages | Count::Bytes);
@@ -369,13 +376,19 @@ impl Limits {
         });
     }
 
-    /// A refusal after the wait of the last one has passed is another offence.
-    fn punish(&self, limit: &Limit, key: Key, now: Time, decision: &Decision) {
+    /// What a refusal leaves behind, so that the wait it has told holds.
+    fn refused(&self, limit: &Limit, key: Key, now: Time, decision: &Decision) {
         let by_this = |refusal: &&Refusal| {
             refusal.limit.as_ref().is_some_and(|name| Arc::ptr_eq(name, &limit.name))
         };
-        let refusal = decision.reasons().iter().find(by_this);
-        if let (Some(params), Some(refusal)) = (&limit.penalty, refusal) {
+        let Some(refusal) = decision.reasons().iter().find(by_this) else { return };
+        if let Measure::InTime(quota) = &limit.measure {
+            // It may run far ahead: from the time when the limit was a shadow, or by a clock that
+            // has stepped back. It was read as capped, and is so from now on.
+            self.memory.meters.write_known(key, |meter| *meter = meter.capped(quota, now));
+        }
+        if let Some(params) = &limit.penalty {
+            // A refusal after the wait of the last one has passed is another offence.
             let _ = self.memory.penalties.write(key, |penalty| {
                 if penalty.rest(now).is_zero() {
                     *penalty = penalty.after_offence(refusal.wait, params, now);
@@ -446,7 +459,7 @@ impl Signal for Limits {
         self.close(cx, ledger);
         let exempt = decision.exemption().is_some();
         for (limit, part, key) in self.concerned(cx, exempt) {
-            self.punish(limit, key, cx.now, decision);
+            self.refused(limit, key, cx.now, decision);
             if part == Part::Asked {
                 continue;
             }
