@@ -1,3 +1,410 @@
-//! Work in progress.
+//! What one decision costs, and what a client costs to remember.
+//!
+//! ```text
+//! cargo bench --bench decision                 # all of it, about a minute
+//! cargo bench --bench decision -- time         # how long events take, with 1 k and 1 M clients
+//! cargo bench --bench decision -- memory       # bytes a key
+//! cargo bench --bench decision -- sessions 9   # only sessions, 9 thousand, for a profiler
+//! ```
+//!
+//! **Time.** The policy is a full one: an access list of four thousand networks, limits on
+//! sessions, connections, messages, recipients and bytes per network, and greylisting that is
+//! enforced. Every client has been here twice, so each has an entry in every table; they come in
+//! random order, and what they do passes. A row is what [`postpone::engine::Session::on`] takes,
+//! with the system's clock, less what reading the stopwatch takes (the first row). `begin` is the
+//! making of a session; `session` is one from begin to end, timed as a whole. The sizes take turns
+//! in one process, so that what the machine does besides meets both; `spread` is the lowest and
+//! the highest median of a round. The growth from 1 k to 1 M is cold memory: a thousand clients
+//! stay in the processor's cache, a million do not.
+//!
+//! **Memory.** A process of its own for each kind of record, so that nothing freed is used again:
+//! resident memory before and after, by the number of keys. Tables grow by doubling, so the figure
+//! swings between once and twice its least; it is taken at two sizes, before and after a doubling.
 
-fn main() {}
+#![allow(clippy::print_stdout, reason = "a benchmark tells its figures to whoever ran it")]
+
+use std::fmt::Write;
+use std::net::{IpAddr, Ipv4Addr};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use postpone::clock::{Clock, Stopwatch, SystemClock, Time};
+use postpone::config::Settings;
+use postpone::engine::{Answer, Engine, Session};
+use postpone::front::listen;
+use postpone::meter::key::Secret;
+use postpone::policy::Memory;
+use postpone::smtp::address::{Address, ClientText};
+use postpone::smtp::client::Client;
+use postpone::smtp::event::{Event, Fate};
+
+const FEW: u32 = 1_000;
+const MANY: u32 = 1_000_000;
+const ROUNDS: usize = 10;
+/// Sessions of each size in a round, once timed event by event and once as a whole.
+const SESSIONS: usize = 20_000;
+
+fn main() {
+    // Cargo adds `--bench`.
+    let words: Vec<_> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    match words[..] {
+        [] => {
+            time();
+            println!();
+            memory();
+        }
+        ["time"] => time(),
+        ["memory"] => memory(),
+        ["memory", kind, keys] => {
+            println!("{}", memory_of(kind, keys.parse().expect("a number of keys")));
+        }
+        ["sessions", thousands] => {
+            let thousands: usize = thousands.parse().expect("how many thousand sessions");
+            let mut scene = Scene::new(FEW);
+            (0..thousands * 1_000).for_each(|_| scene.whole_session());
+        }
+        _ => {
+            println!("usage: cargo bench --bench decision [-- time | memory | sessions THOUSANDS]")
+        }
+    }
+}
+
+// --- Time ---------------------------------------------------------------------------------------
+
+/// The policy, as an administrator would write it, but for the list of networks.
+const POLICY: &str = r#"
+    [[limit]]
+    name = "sessions"
+    count = "sessions"
+    max = 50
+    [[limit]]
+    name = "connections"
+    count = "connections"
+    quota = "6000/1m"
+    [[limit]]
+    name = "messages"
+    count = "messages"
+    quota = "6000/1m"
+    [[limit]]
+    name = "recipients"
+    count = "recipients"
+    quota = "60000/1m"
+    [[limit]]
+    name = "bytes"
+    count = "bytes"
+    quota = "10GiB/1m"
+    [greylist]
+    mode = "enforce"
+    [state]
+    max_clients = 2_000_000
+"#;
+
+/// What is timed, in the order of a session.
+#[derive(Clone, Copy)]
+enum Row {
+    Begin,
+    Connect,
+    Helo,
+    Mail,
+    Recipient,
+    Data,
+    EndOfMessage,
+    Disconnect,
+    Session,
+}
+
+impl Row {
+    const ALL: [(Self, &'static str); 9] = [
+        (Self::Begin, "begin"),
+        (Self::Connect, "connect"),
+        (Self::Helo, "helo"),
+        (Self::Mail, "mail"),
+        (Self::Recipient, "rcpt"),
+        (Self::Data, "data"),
+        (Self::EndOfMessage, "end-of-message"),
+        (Self::Disconnect, "disconnect"),
+        (Self::Session, "session"),
+    ];
+}
+
+/// The samples of each row, in nanoseconds, round after round.
+#[derive(Default)]
+struct Samples([Vec<Vec<u64>>; Row::ALL.len()]);
+
+impl Samples {
+    fn next_round(&mut self) {
+        self.0.iter_mut().for_each(|rounds| rounds.push(Vec::with_capacity(SESSIONS)));
+    }
+
+    fn add(&mut self, row: Row, watch: Stopwatch) {
+        let took = watch.elapsed().as_nanos() as u64;
+        self.0[row as usize].last_mut().expect("a round has begun").push(took);
+    }
+
+    fn median_of_rounds(&self, row: Row) -> Vec<u64> {
+        let rounds = self.0[row as usize].iter();
+        let mut medians: Vec<_> = rounds.map(|round| quantile(&mut round.clone(), 0.5)).collect();
+        medians.sort_unstable();
+        medians
+    }
+
+    fn quantile(&self, row: Row, share: f64) -> u64 {
+        quantile(&mut self.0[row as usize].concat(), share)
+    }
+}
+
+fn quantile(samples: &mut [u64], share: f64) -> u64 {
+    let place = ((samples.len() - 1) as f64 * share) as usize;
+    *samples.select_nth_unstable(place).1
+}
+
+/// An engine and the clients it knows.
+struct Scene {
+    engine: Arc<Engine>,
+    clients: u32,
+    random: u64,
+}
+
+impl Scene {
+    fn new(clients: u32) -> Self {
+        let ahead = Arc::new(AtomicU64::new(0));
+        let engine = engine(&access_list(), POLICY, Ahead(ahead.clone()));
+        let mut scene = Self { engine, clients, random: 1 };
+        // The first visit is put off, the second passes, and then the client is no stranger.
+        for (visit, pass) in [(0, false), (1, true), (2, true)] {
+            ahead.store(visit * 10 * 60 * 1_000_000_000, Ordering::Relaxed);
+            if visit < 2 {
+                (0..clients).for_each(|client| scene.visit(client, pass));
+            }
+        }
+        // Whatever the table's order was, the clock goes on from here.
+        scene.engine.telemetry().upkeep();
+        scene
+    }
+
+    fn visit(&mut self, client: u32, pass: bool) {
+        let mut session =
+            self.engine.session(Client::new(address(client)), listen::Params::default().door());
+        for event in events(client) {
+            let recipient = matches!(event, Event::Recipient { .. });
+            let passed = session.on(event) == Answer::Pass;
+            assert_eq!(passed, pass || !recipient, "what the table is filled with");
+        }
+        if client.is_multiple_of(10_000) {
+            self.engine.telemetry().upkeep();
+        }
+    }
+
+    fn next_client(&mut self) -> u32 {
+        // SplitMix64.
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % u64::from(self.clients)) as u32
+    }
+
+    fn whole_session(&mut self) {
+        let (client, events) = self.next();
+        drop(session_of(&self.engine, client, events));
+    }
+
+    fn next(&mut self) -> (Client, [Event; 6]) {
+        let client = self.next_client();
+        (Client::new(address(client)), events(client))
+    }
+
+    /// One session, each event timed by itself.
+    fn time_events(&mut self, samples: &mut Samples) {
+        let (client, events) = self.next();
+        let watch = Stopwatch::start();
+        let mut session = self.engine.session(client, listen::Params::default().door());
+        samples.add(Row::Begin, watch);
+        for (event, (row, _)) in events.into_iter().zip(&Row::ALL[1..]) {
+            let watch = Stopwatch::start();
+            let answer = session.on(event);
+            samples.add(*row, watch);
+            assert_eq!(answer, Answer::Pass, "only what passes is measured");
+        }
+        let watch = Stopwatch::start();
+        drop(session);
+        samples.add(Row::Disconnect, watch);
+    }
+
+    /// One session, timed as a whole.
+    fn time_session(&mut self, samples: &mut Samples) {
+        let (client, events) = self.next();
+        let watch = Stopwatch::start();
+        drop(session_of(&self.engine, client, events));
+        samples.add(Row::Session, watch);
+    }
+}
+
+fn session_of(engine: &Arc<Engine>, client: Client, events: [Event; 6]) -> Session {
+    let mut session = engine.session(client, listen::Params::default().door());
+    for event in events {
+        std::hint::black_box(session.on(event));
+    }
+    session
+}
+
+/// The system's clock, so far ahead: what waits need not be waited for.
+struct Ahead(Arc<AtomicU64>);
+
+impl Clock for Ahead {
+    fn now(&self) -> Time {
+        SystemClock.now() + Duration::from_nanos(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// Four thousand networks that none of the clients is in.
+fn access_list() -> String {
+    let mut list = String::from("[access]\ndeny = [\n");
+    for n in 0..4_096_u32 {
+        let network = Ipv4Addr::from(0xac10_0000 + (n << 8));
+        writeln!(list, "\"{network}/24\",").expect("a string takes all that is written");
+    }
+    list + "]\n"
+}
+
+fn engine(access: &str, policy: &str, clock: impl Clock + 'static) -> Arc<Engine> {
+    let checked = Settings::parse("bench", &format!("{access}\n{policy}"));
+    let settings = checked.expect("the policy of this file can be used").settings;
+    let memory = Memory::new(&Secret::new([7; 16]), settings.bounds());
+    let policy = settings.policy(&memory).expect("it names no files that could be missing");
+    Engine::new(Box::new(clock), memory, policy)
+}
+
+/// A client's address: in 10.0.0.0/8, so that there can be a million of them.
+fn address(client: u32) -> IpAddr {
+    Ipv4Addr::from(0x0a00_0000 + client).into()
+}
+
+/// What a client does from HELO to the end of its message.
+fn events(client: u32) -> [Event; 6] {
+    let name = format!("mx{client}.example.net");
+    let sender = format!("<someone@{name}>");
+    let recipient = format!("<user{}@example.org>", client % 500);
+    [
+        Event::Connect,
+        Event::Helo { name: ClientText::new(name.as_bytes()) },
+        Event::Mail {
+            sender: Address::new(sender.as_bytes()),
+            size: Some(20_000),
+            user: None,
+            tls: false,
+        },
+        Event::Recipient { address: Address::new(recipient.as_bytes()), fate: Fate::Offered },
+        Event::Data { unseen: 0 },
+        Event::EndOfMessage { size: None },
+    ]
+}
+
+fn time() {
+    let mut scenes = [Scene::new(FEW), Scene::new(MANY)];
+    let mut samples = [Samples::default(), Samples::default()];
+    let mut stopwatch = Vec::new();
+    for _ in 0..ROUNDS {
+        let round = stopwatch_alone();
+        stopwatch.push(quantile(&mut round.clone(), 0.5));
+        for (scene, samples) in scenes.iter_mut().zip(&mut samples) {
+            samples.next_round();
+            for _ in 0..SESSIONS {
+                scene.time_events(samples);
+            }
+            scene.engine.telemetry().upkeep();
+            for _ in 0..SESSIONS {
+                scene.time_session(samples);
+            }
+            scene.engine.telemetry().upkeep();
+        }
+    }
+    let stopwatch = quantile(&mut stopwatch, 0.5);
+    println!("one decision, ns                {FEW} clients                     {MANY} clients");
+    println!("                  median      spread     p99    median      spread     p99  growth");
+    println!("(stopwatch)       {stopwatch:6}");
+    for (row, name) in Row::ALL {
+        print!("{name:16}");
+        let less = |nanos: u64| nanos.saturating_sub(stopwatch);
+        let mut medians = [0; 2];
+        for (samples, median) in samples.iter().zip(&mut medians) {
+            let rounds = samples.median_of_rounds(row);
+            let (lowest, highest) = (less(rounds[0]), less(rounds[rounds.len() - 1]));
+            *median = less(samples.quantile(row, 0.5));
+            let p99 = less(samples.quantile(row, 0.99));
+            print!("  {median:6} {:>11} {p99:7}", format!("{lowest}-{highest}"));
+        }
+        println!("  {:6.2}", medians[1] as f64 / medians[0] as f64);
+    }
+}
+
+fn stopwatch_alone() -> Vec<u64> {
+    (0..SESSIONS).map(|_| Stopwatch::start().elapsed().as_nanos() as u64).collect()
+}
+
+// --- Memory -------------------------------------------------------------------------------------
+
+fn memory() {
+    println!("resident bytes a key      800 k keys   1 M keys");
+    for kind in ["meter", "gauge", "triplet"] {
+        print!("{kind:22}");
+        for keys in [800_000, MANY] {
+            let myself = std::env::current_exe().expect("this program has a file");
+            let child = Command::new(myself).args(["memory", kind, &keys.to_string()]).output();
+            let output = child.expect("this program can be run again").stdout;
+            let bytes = String::from_utf8_lossy(&output);
+            print!("  {:>10}", bytes.trim());
+        }
+        println!();
+    }
+}
+
+/// What a record of one kind takes, in bytes, with so many of them.
+fn memory_of(kind: &str, keys: u32) -> u64 {
+    let (policy, from): (_, fn(u32) -> u32) = match kind {
+        "meter" => {
+            (r#"limit = [{ name = "c", count = "connections", quota = "60/1m" }]"#, |key| key)
+        }
+        "gauge" => (r#"limit = [{ name = "s", count = "sessions", max = 9 }]"#, |key| key),
+        // All from one client, whose own record then weighs nothing.
+        "triplet" => ("limit = []", |_| 0),
+        _ => panic!("a kind of record: meter, gauge or triplet"),
+    };
+    let greylist = match kind {
+        "triplet" => "[greylist]\nmode = \"enforce\"\nmax_pending_per_network = 2_000_000",
+        _ => "[greylist]\nmode = \"off\"",
+    };
+    let engine = engine(policy, greylist, SystemClock);
+    let fill = |keys: std::ops::Range<u32>| {
+        for key in keys {
+            let mut session =
+                engine.session(Client::new(address(from(key))), listen::Params::default().door());
+            session.on(Event::Connect);
+            if kind == "triplet" {
+                let [_, _, mail, ..] = events(key);
+                session.on(mail);
+                let recipient = format!("<user{key}@example.org>");
+                let address = Address::new(recipient.as_bytes());
+                session.on(Event::Recipient { address, fate: Fate::Offered });
+            }
+            if key % 1_000 == 0 {
+                engine.telemetry().upkeep();
+            }
+        }
+    };
+    // What is not there for the keys is there by now.
+    fill(0..10_000);
+    let before = resident_bytes();
+    fill(10_000..keys);
+    (resident_bytes() - before) / u64::from(keys - 10_000)
+}
+
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux has it");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.expect("a line of it is `VmRSS: 1234 kB`") * 1024
+}

@@ -1,7 +1,7 @@
 //! The seam: clock, policy, memory and telemetry, and the sessions that use them.
 //!
 //! From event to answer everything is synchronous, waits for nothing, and fails open: in our own
-//! trouble the mail passes. That is decided in one place, `Engine::guarded`.
+//! trouble the mail passes. That is decided in one place, `Engine::or_pass`.
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
@@ -9,6 +9,7 @@ use std::fmt::{self, Display, Formatter, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -180,12 +181,12 @@ impl Engine {
         &self.telemetry
     }
 
-    /// Answers, or passes where deciding panics.
+    /// The answer, or a pass where deciding has panicked.
     ///
     /// Whatever a panic leaves half-done in a session or in memory is at worst a count that is
     /// off; every table stays a table.
-    fn guarded(&self, kind: Kind, decide: impl FnOnce() -> Answer) -> Answer {
-        catch_unwind(AssertUnwindSafe(decide)).unwrap_or_else(|_| {
+    fn or_pass(&self, kind: Kind, answer: thread::Result<Answer>) -> Answer {
+        answer.unwrap_or_else(|_| {
             self.failed(Failure::Panic, &format_args!("deciding at {} panicked", kind.name()));
             Answer::Pass
         })
@@ -279,7 +280,8 @@ impl Session {
     pub fn on(&mut self, event: Event) -> Answer {
         let watch = Stopwatch::start();
         let kind = event.kind();
-        let answer = self.engine.clone().guarded(kind, || self.answer(event));
+        let answer = catch_unwind(AssertUnwindSafe(|| self.answer(event)));
+        let answer = self.engine.or_pass(kind, answer);
         self.engine.telemetry.event(kind, watch.elapsed());
         answer
     }
@@ -469,10 +471,11 @@ struct Lifted;
 impl Drop for Session {
     fn drop(&mut self) {
         let watch = Stopwatch::start();
-        self.engine.clone().guarded(Kind::Disconnect, || {
+        let ended = catch_unwind(AssertUnwindSafe(|| {
             self.end();
             Answer::Pass
-        });
+        }));
+        self.engine.or_pass(Kind::Disconnect, ended);
         if let Some(key) = self.held {
             self.engine.held.write_known(key, |held| held.0 -= 1);
         }

@@ -84,23 +84,29 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         while this.read == this.came.len() {
-            this.came.clear();
+            // It is used for the connect frame only, and for frames that came torn.
+            this.came = Vec::new();
             this.read = 0;
-            let mut bytes = [0; 2048];
-            let mut part = ReadBuf::new(&mut bytes);
-            if let Err(error) = ready!(Pin::new(&mut this.transport).poll_read(cx, &mut part)) {
+            let before = buf.filled().len();
+            if let Err(error) = ready!(Pin::new(&mut this.transport).poll_read(cx, buf)) {
                 this.over = Over::Done;
                 return Poll::Ready(Err(error));
             }
-            if part.filled().is_empty() {
+            let came = &buf.filled()[before..];
+            if came.is_empty() {
                 this.over = Over::Done;
                 return Poll::Ready(Ok(()));
             }
-            if let Err(nonsense) = this.frames.pass(part.filled(), &mut this.came) {
+            // Nearly always there is nothing to change, and so nothing to copy.
+            if this.frames.pass_whole(came) {
+                return Poll::Ready(Ok(()));
+            }
+            if let Err(nonsense) = this.frames.pass(came, &mut this.came) {
                 this.over = Over::Done;
                 this.engine.failed(Failure::Frame, &nonsense);
                 return Poll::Ready(Err(io::Error::new(ErrorKind::InvalidData, nonsense)));
             }
+            buf.set_filled(before);
         }
         let unread = &this.came[this.read..];
         let part = &unread[..unread.len().min(buf.remaining())];

@@ -247,6 +247,9 @@ pub struct Decision {
 impl Decision {
     /// Sorts what was said: the strongest first, then the longest wait.
     pub(super) fn new(exemption: Option<Exemption>, mut refusals: Vec<Refusal>) -> Self {
+        if refusals.is_empty() {
+            return Self { exemption, ..Self::default() };
+        }
         refusals.sort_by_key(|refusal| Reverse((refusal.action(), refusal.wait)));
         let (reasons, shadowed) = refusals.into_iter().partition(|r| r.mode == Mode::Enforce);
         Self { exemption, reasons, shadowed }

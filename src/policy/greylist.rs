@@ -256,8 +256,8 @@ pub struct Greylist {
 /// What is known of a triplet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Acquaintance {
-    /// Its client is proven, or it has passed before.
-    Known,
+    /// Its client is proven, or it has passed before; remembered until then.
+    Known { until: Time },
     /// It waits since then, and has waited long enough.
     Back,
     /// It waits since then.
@@ -268,14 +268,14 @@ enum Acquaintance {
 
 impl Greylist {
     fn acquaintance(&self, cx: &Context<'_>, recipient: &Address) -> Acquaintance {
-        // Its standing is of the time when the message began; it may have been proven since.
-        if cx.standing == Standing::Proven || self.standing(cx).is_some() {
-            return Acquaintance::Known;
-        }
+        // The triplet before its client: mostly it is the one that is known, and each look into a
+        // large table is cold memory.
         let triplet = self.triplet(cx, recipient);
-        let known = |passed: Option<&Passed>| passed.is_some_and(|p| !p.forgettable(cx.now));
-        if self.passed.read(triplet, known) {
-            return Acquaintance::Known;
+        let known = |passed: Option<&Passed>| {
+            passed.filter(|passed| !passed.forgettable(cx.now)).map(|passed| passed.until)
+        };
+        if let Some(until) = self.passed.read(triplet, known).or_else(|| self.proven_until(cx)) {
+            return Acquaintance::Known { until };
         }
         match self.pending.read(triplet, |pending| pending.copied()) {
             Some(pending) if pending.forgettable(cx.now) => Acquaintance::New,
@@ -312,6 +312,15 @@ impl Greylist {
         self.clients.clone().part(b"crowd").part(&cx.network.octets()).finish()
     }
 
+    /// Until when the client is proven, if it is.
+    fn proven_until(&self, cx: &Context<'_>) -> Option<Time> {
+        let proven = |client: Option<&Proven>| {
+            let proven = client.filter(|c| c.passes >= self.proven_after && !c.forgettable(cx.now));
+            proven.map(|proven| proven.until)
+        };
+        self.proven.read(self.client(cx), proven)
+    }
+
     /// Whether it has nothing to say about this recipient.
     fn passes_over(&self, cx: &Context<'_>, recipient: &Address) -> bool {
         self.exempts(recipient) || !self.when.holds(cx)
@@ -338,7 +347,7 @@ impl Greylist {
             return None;
         }
         let first = match self.acquaintance(cx, recipient) {
-            Acquaintance::Known | Acquaintance::Back => return None,
+            Acquaintance::Known { .. } | Acquaintance::Back => return None,
             // Nothing can be stored, so no retry could ever pass.
             Acquaintance::New if self.pending.is_full() => return None,
             Acquaintance::New => cx.now,
@@ -393,7 +402,10 @@ impl Greylist {
         let others_refuse =
             decision.reasons().iter().any(|refusal| refusal.why.reason() != Reason::Greylist);
         match self.acquaintance(cx, recipient) {
-            Acquaintance::Known => self.refresh(cx, recipient),
+            // Written anew some hundred times a `forget` at most: it takes as long as the rest.
+            Acquaintance::Known { until } if cx.now + (self.forget - self.forget / 128) < until => {
+            }
+            Acquaintance::Known { .. } => self.refresh(cx, recipient),
             // In shadow mode as if nothing had been refused: the sender has no reason to come
             // back, so its next message must not look like another first contact.
             Acquaintance::New | Acquaintance::Waiting { .. } if self.mode == Mode::Shadow => {
@@ -414,10 +426,7 @@ impl Signal for Greylist {
     }
 
     fn standing(&self, cx: &Context<'_>) -> Option<Standing> {
-        let proven = |client: Option<&Proven>| {
-            client.is_some_and(|c| c.passes >= self.proven_after && !c.forgettable(cx.now))
-        };
-        self.proven.read(self.client(cx), proven).then_some(Standing::Proven)
+        self.proven_until(cx).map(|_| Standing::Proven)
     }
 
     fn assess(&self, cx: &Context<'_>, ledger: &Ledger, round: &mut Round) {
