@@ -41,9 +41,10 @@ use std::time::Duration;
 use indymilter::{Actions, Callbacks, Config, MacroStage, ProtoOpts, Status};
 use postpone::clock::{Stopwatch, SystemClock};
 use postpone::config::Settings;
-use postpone::daemon;
-use postpone::engine::{Engine, Speak};
+use postpone::daemon::{self, Metrics};
+use postpone::engine::Engine;
 use postpone::front::address::Address;
+use postpone::front::listen;
 use postpone::front::milter;
 use postpone::meter::key::Secret;
 use postpone::policy::Memory;
@@ -74,9 +75,9 @@ fn main() -> ExitCode {
 
 const SUBJECTS: [&str; 5] = ["null", "postpone-1", "null-pool", "postpone-2", "postpone-pool"];
 const CONNECTIONS: [usize; 3] = [1, 16, 128];
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 7;
 /// How long one subject is under load in a round.
-const SLICE: Duration = Duration::from_millis(400);
+const SLICE: Duration = Duration::from_millis(500);
 
 /// What a subject did under one load.
 struct Slice {
@@ -90,8 +91,7 @@ fn sessions() {
     let clients: Vec<_> = (0..10_000).map(Frames::of).collect();
     let mut subjects: Vec<_> = SUBJECTS.iter().map(|name| Subject::start(name)).collect();
     subjects.iter_mut().for_each(|subject| subject.meet(&clients));
-    let load = fs::read_to_string("/proc/loadavg").expect("Linux has it");
-    println!("load average before: {load}");
+    println!("sessions over a unix socket, {ROUNDS} rounds of {SLICE:?} each");
     for connections in CONNECTIONS {
         let mut slices: Vec<Vec<Slice>> = SUBJECTS.iter().map(|_| Vec::new()).collect();
         for _ in 0..ROUNDS {
@@ -100,7 +100,7 @@ fn sessions() {
             }
         }
         println!(
-            "{connections:3} connections       a second  to null (rounds)    cpu µs  p50 µs  p99 µs"
+            "{connections:3} connections        a second    to null              cpu   p50   p99 µs"
         );
         let null: Vec<_> = slices[0].iter().map(|slice| slice.sessions_per_second).collect();
         for (name, slices) in SUBJECTS.iter().zip(&slices) {
@@ -118,7 +118,7 @@ fn report(name: &str, slices: &[Slice], null: &[f64]) {
     let latency = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize];
     let cpu = slices.iter().map(|slice| slice.cpu).sum::<Duration>() / latencies.len() as u32;
     println!(
-        "  {name:16} {:11.0}     {:4.2} ({:4.2}-{:4.2})   {:6.1}  {:6}  {:6}",
+        "  {name:16} {:12.0}    {:4.2} ({:4.2}-{:4.2})   {:6.1} {:5} {:5}",
         rates[rates.len() / 2],
         ratios[ratios.len() / 2],
         ratios[0],
@@ -410,8 +410,12 @@ fn subject(name: &str, socket: &Path) -> ExitCode {
         builder
     };
     let served: io::Result<Infallible> = match name {
-        "postpone-1" => return daemon::serve(settings(socket, 1), PathBuf::new()),
-        "postpone-2" => return daemon::serve(settings(socket, 2), PathBuf::new()),
+        "postpone-1" => {
+            return daemon::serve(settings(socket, 1), Metrics::Required, PathBuf::new());
+        }
+        "postpone-2" => {
+            return daemon::serve(settings(socket, 2), Metrics::Required, PathBuf::new());
+        }
         "null" => serve_null(&mut one(), socket),
         "null-pool" => serve_null(&mut pool(), socket),
         "postpone-pool" => serve_postpone(&mut pool(), &settings(socket, 1)),
@@ -427,7 +431,7 @@ fn subject(name: &str, socket: &Path) -> ExitCode {
 fn settings(socket: &Path, workers: u8) -> Settings {
     let mut settings = Settings::default();
     let address = Address::Unix(socket.to_owned());
-    settings.listen = vec![milter::Params { milter: address, ..milter::Params::default() }];
+    settings.listen = vec![listen::Params { milter: Some(address), ..listen::Params::default() }];
     settings.control.http = OrNone::None;
     settings.access.allow.clear();
     settings.server.workers = workers;
@@ -449,7 +453,15 @@ fn serve_postpone(runtime: &mut runtime::Builder, settings: &Settings) -> io::Re
                 upkeep.sweep();
             }
         });
-        milter::serve(bound, engine, Speak::Helo, MOST, stopping, Duration::ZERO).await
+        milter::serve(
+            bound,
+            engine,
+            listen::Params::default().door(),
+            MOST,
+            stopping,
+            Duration::ZERO,
+        )
+        .await
     })?;
     Err(io::Error::other("nobody told it to stop"))
 }

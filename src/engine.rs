@@ -1,23 +1,30 @@
 //! The seam: clock, policy, memory and telemetry, and the sessions that use them.
 //!
 //! From event to answer everything is synchronous, waits for nothing, and fails open: in our own
-//! trouble the mail passes. That is decided in one place, [`Engine::guarded`].
+//! trouble the mail passes. That is decided in one place, `Engine::or_pass`.
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::fmt::{self, Display, Formatter, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
 use crate::clock::{Clock, Stopwatch, Time};
+use crate::meter::key::{Key, Secret};
+use crate::meter::record::Record;
+use crate::meter::table::Table;
 use crate::policy::decision::{Decision, Reason};
-use crate::policy::signal::{Context, Ledger};
+use crate::policy::signal::{Context, Ends, Ledger};
+use crate::policy::standing::Standing;
 use crate::policy::{Memory, Policy};
-use crate::smtp::client::{Client, Network};
+use crate::smtp::client::{Client, Network, Prefixes};
 use crate::smtp::event::{Event, Fate, Kind};
+use crate::smtp::pool::Pool;
 use crate::smtp::reply::Reply;
 use crate::smtp::template::Placeholder;
 use crate::smtp::transaction::Transaction;
@@ -58,9 +65,24 @@ pub struct Refused {
     pub wait: Duration,
 }
 
+/// The door by which a session comes.
+#[derive(Clone, Debug)]
+pub struct Door {
+    /// The listener's address, as it is set.
+    pub listener: Arc<str>,
+    /// When a refused session hears of it.
+    pub speak: Speak,
+    /// Whether the front reports what ends.
+    pub ends: Ends,
+}
+
 /// Everything a front needs.
 pub struct Engine {
     clock: Box<dyn Clock>,
+    secret: Secret,
+    /// Sessions whose end will be seen, by address and port of the client. Bound: [`MOST_HELD`];
+    /// a session beyond it is not known to the policy service, which then counts it as well.
+    held: Table<Held>,
     policy: ArcSwap<Policy>,
     memory: Memory,
     telemetry: Telemetry,
@@ -72,6 +94,8 @@ impl Engine {
     pub fn new(clock: Box<dyn Clock>, memory: Memory, policy: Policy) -> Arc<Self> {
         Arc::new(Self {
             clock,
+            secret: memory.secret().clone(),
+            held: Table::new(MOST_HELD),
             policy: ArcSwap::from_pointee(policy),
             memory,
             telemetry: Telemetry::new(),
@@ -80,20 +104,47 @@ impl Engine {
     }
 
     /// Begins a session. It keeps the policy that is in force now.
-    pub fn session(self: &Arc<Self>, client: Client, speak: Speak) -> Session {
-        self.telemetry.session_begun();
+    pub fn session(self: &Arc<Self>, client: Client, door: Door) -> Session {
+        let now = self.clock.now();
+        self.telemetry.session_begun(door.ends);
         let policy = self.policy.load_full();
-        let network = policy.network(client.address());
+        let held = self.endpoint(&client).filter(|_| door.ends == Ends::Seen);
+        let held = held.filter(|key| self.held.write(*key, |held| held.0 += 1).is_ok());
+        let mut visitor = Visitor {
+            network: policy.network(client.address()),
+            pool: OnceCell::new(),
+            standing: Standing::Unknown,
+            client,
+            door,
+        };
+        visitor.look_up_standing(&policy, now, &Event::Connect);
         Session {
             engine: self.clone(),
             policy,
-            client,
-            network,
-            speak,
+            visitor,
+            held,
             transaction: None,
             ledger: Ledger::default(),
             sentence: None,
         }
+    }
+
+    /// Whether a session of this client, by address and port, is held whose end will be seen.
+    pub fn holds(&self, client: &Client) -> bool {
+        let known = |key| self.held.read(key, |held| held.is_some_and(|held| held.0 > 0));
+        self.endpoint(client).is_some_and(known)
+    }
+
+    /// Of no use without the port: many sessions of one address are open at once.
+    fn endpoint(&self, client: &Client) -> Option<Key> {
+        let port = client.port?.to_be_bytes();
+        let address = Network::of(client.address(), Prefixes { ipv4: 32, ipv6: 128 });
+        Some(self.secret.key("endpoint").part(&address.octets()).part(&port).finish())
+    }
+
+    /// The present moment, for what a front must forget in time.
+    pub fn now(&self) -> Time {
+        self.clock.now()
     }
 
     /// Puts another policy in force for sessions that begin from now on.
@@ -108,13 +159,15 @@ impl Engine {
 
     /// Forgets what has faded, and measures what is left. Beside the mail path.
     pub fn sweep(&self) {
-        self.memory.sweep(self.clock.now());
+        let now = self.clock.now();
+        self.memory.sweep(now);
+        self.held.sweep(now);
         self.telemetry.upkeep();
     }
 
     /// All metrics, as of now.
     pub fn metrics(&self) -> String {
-        self.telemetry.table_sizes(&self.memory.sizes());
+        self.telemetry.table_sizes(self.memory.sizes());
         self.telemetry.render()
     }
 
@@ -128,12 +181,12 @@ impl Engine {
         &self.telemetry
     }
 
-    /// Answers, or passes where deciding panics.
+    /// The answer, or a pass where deciding has panicked.
     ///
     /// Whatever a panic leaves half-done in a session or in memory is at worst a count that is
     /// off; every table stays a table.
-    fn guarded(&self, kind: Kind, decide: impl FnOnce() -> Answer) -> Answer {
-        catch_unwind(AssertUnwindSafe(decide)).unwrap_or_else(|_| {
+    fn or_pass(&self, kind: Kind, answer: thread::Result<Answer>) -> Answer {
+        answer.unwrap_or_else(|_| {
             self.failed(Failure::Panic, &format_args!("deciding at {} panicked", kind.name()));
             Answer::Pass
         })
@@ -145,13 +198,62 @@ impl Engine {
     }
 }
 
+/// Sessions that can be known to the policy service at once.
+const MOST_HELD: usize = 1 << 17;
+
+/// How many sessions one endpoint holds: one, but for a port that is used again at once.
+#[derive(Default)]
+struct Held(u32);
+
+impl Record for Held {
+    fn forgettable(&self, _: Time) -> bool {
+        self.0 == 0
+    }
+}
+
+/// Who has come, by which door, and what is known of it.
+struct Visitor {
+    client: Client,
+    network: Network,
+    pool: OnceCell<Pool>,
+    standing: Standing,
+    door: Door,
+}
+
+impl Visitor {
+    /// What it has earned is looked up when its session begins, and at every message.
+    fn look_up_standing(&mut self, policy: &Policy, now: Time, event: &Event) {
+        self.standing = policy.standing(&self.context(now, event, None));
+    }
+
+    fn context<'a>(
+        &'a self,
+        now: Time,
+        event: &'a Event,
+        transaction: Option<&'a Transaction>,
+    ) -> Context<'a> {
+        let standing = if self.client.authenticated() { Standing::Trusted } else { self.standing };
+        Context {
+            now,
+            event,
+            client: &self.client,
+            network: self.network,
+            pool: &self.pool,
+            standing,
+            listener: &self.door.listener,
+            ends: self.door.ends,
+            transaction,
+        }
+    }
+}
+
 /// One SMTP session. Dropping it ends it: what it has taken is given back.
 pub struct Session {
     engine: Arc<Engine>,
     policy: Arc<Policy>,
-    client: Client,
-    network: Network,
-    speak: Speak,
+    visitor: Visitor,
+    /// Where it is noted as held, if it is.
+    held: Option<Key>,
     transaction: Option<Transaction>,
     ledger: Ledger,
     /// The refusal of the session as a whole, if it is refused.
@@ -178,7 +280,8 @@ impl Session {
     pub fn on(&mut self, event: Event) -> Answer {
         let watch = Stopwatch::start();
         let kind = event.kind();
-        let answer = self.engine.clone().guarded(kind, || self.answer(event));
+        let answer = catch_unwind(AssertUnwindSafe(|| self.answer(event)));
+        let answer = self.engine.or_pass(kind, answer);
         self.engine.telemetry.event(kind, watch.elapsed());
         answer
     }
@@ -186,9 +289,11 @@ impl Session {
     fn answer(&mut self, event: Event) -> Answer {
         let now = self.engine.clock.now();
         match &event {
-            Event::Helo { name } => self.client.helo = Some(name.clone()),
-            Event::Mail { user, .. } => {
-                self.client.user.clone_from(user);
+            Event::Helo { name } => self.visitor.client.helo = Some(name.clone()),
+            Event::Mail { user, tls, .. } => {
+                self.visitor.client.user.clone_from(user);
+                self.visitor.client.tls = *tls;
+                self.visitor.look_up_standing(&self.policy, now, &event);
                 if self.transaction.is_some() {
                     // Nobody told that the last transaction ended; so it ends here.
                     self.decide(now, &Event::Abort);
@@ -208,9 +313,8 @@ impl Session {
 
     /// Reads, decides, writes.
     fn decide(&mut self, now: Time, event: &Event) -> Decision {
-        let Self { policy, client, network, transaction, ledger, .. } = self;
-        let transaction = transaction.as_ref();
-        let cx = Context { now, event, client, network: *network, transaction };
+        let Self { policy, visitor, transaction, ledger, .. } = self;
+        let cx = visitor.context(now, event, transaction.as_ref());
         let decision = policy.assess(&cx, ledger);
         policy.settle(&cx, &decision, ledger);
         decision
@@ -224,11 +328,9 @@ impl Session {
         mut sentence: Sentence,
     ) -> Result<Answer, Lifted> {
         let silent = match event {
-            Event::Helo { .. } => self.speak == Speak::Mail,
-            Event::Mail { .. } if self.client.authenticated() => {
-                let transaction = self.transaction.as_ref();
-                let (client, network) = (&self.client, self.network);
-                let cx = Context { now, event, client, network, transaction };
+            Event::Helo { .. } => self.visitor.door.speak == Speak::Mail,
+            Event::Mail { .. } if self.visitor.client.authenticated() => {
+                let cx = self.visitor.context(now, event, self.transaction.as_ref());
                 if self.policy.assess(&cx, &self.ledger).exemption().is_some() {
                     sentence.decision = sentence.decision.for_exempt();
                 }
@@ -237,7 +339,7 @@ impl Session {
                 }
                 false
             }
-            Event::Mail { .. } | Event::Recipient { .. } | Event::Data => false,
+            Event::Mail { .. } | Event::Recipient { .. } | Event::Data { .. } => false,
             Event::Connect | Event::EndOfMessage { .. } | Event::Abort | Event::Disconnect => true,
         };
         if silent {
@@ -263,8 +365,8 @@ impl Session {
             && !decision.passes()
         {
             let at_once = match event {
-                Event::Connect => self.speak == Speak::Connect || decision.at_once(),
-                _ => self.speak != Speak::Mail,
+                Event::Connect => self.visitor.door.speak == Speak::Connect || decision.at_once(),
+                _ => self.visitor.door.speak != Speak::Mail,
             };
             let id = self.engine.next_id(now);
             let sentence = Sentence { decision, id, since: now, heard: Heard::NotYet };
@@ -282,8 +384,8 @@ impl Session {
             Answer::Pass
         };
         match event {
-            Event::Mail { sender, .. } if decision.passes() => {
-                self.transaction = Some(Transaction::new(sender));
+            Event::Mail { sender, size, .. } if decision.passes() => {
+                self.transaction = Some(Transaction::new(sender, size));
             }
             Event::Recipient { fate: Fate::Offered, .. } if decision.passes() => {
                 if let Some(transaction) = &mut self.transaction {
@@ -297,7 +399,7 @@ impl Session {
             | Event::Helo { .. }
             | Event::Mail { .. }
             | Event::Recipient { .. }
-            | Event::Data => {}
+            | Event::Data { .. } => {}
         }
         answer
     }
@@ -312,18 +414,17 @@ impl Session {
             Event::Recipient { address, .. } => Some(address),
             _ => None,
         };
-        let id = id.to_string();
+        let (told, id) = (told_wait(wait, id).to_string(), id.to_string());
         let strongest = decision.strongest().filter(|_| event.kind() != Kind::Disconnect);
         let refused = strongest.map(|refusal| {
-            let told = told_wait(wait, &id).to_string();
             let fact = |place| match place {
                 Placeholder::Hostname => Cow::from(&*self.policy.hostname),
-                Placeholder::Client => self.client.address().to_string().into(),
-                Placeholder::Network => self.network.to_string().into(),
+                Placeholder::Client => self.visitor.client.address().to_string().into(),
+                Placeholder::Network => self.visitor.network.to_string().into(),
                 Placeholder::Reason => refusal.why.reason().name().into(),
                 Placeholder::Wait => told.as_str().into(),
                 Placeholder::Id => id.as_str().into(),
-                Placeholder::Sender => sender.map_or("", |sender| sender.as_str()).into(),
+                Placeholder::Sender => sender.map_or("", |sender| sender.shown()).into(),
                 Placeholder::SenderDomain => sender.map_or("", |sender| sender.domain()).into(),
                 Placeholder::Recipient => recipient.map_or("", |rcpt| rcpt.as_str()).into(),
                 Placeholder::RecipientDomain => recipient.map_or("", |rcpt| rcpt.domain()).into(),
@@ -340,10 +441,10 @@ impl Session {
             decision,
             id: &id,
             event: event.kind(),
-            client: self.client.address(),
-            name: self.client.name(),
-            helo: self.client.helo.as_ref().map(|helo| helo.as_str()),
-            user: self.client.user.as_deref(),
+            client: self.visitor.client.address(),
+            name: self.visitor.client.name(),
+            helo: self.visitor.client.helo.as_ref().map(|helo| helo.as_str()),
+            user: self.visitor.client.user.as_ref().map(|user| user.as_str()),
             sender: sender.map(|sender| sender.as_str()),
             recipient: recipient.map(|recipient| recipient.as_str()),
             wait,
@@ -369,25 +470,31 @@ struct Lifted;
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.engine.clone().guarded(Kind::Disconnect, || {
+        let watch = Stopwatch::start();
+        let ended = catch_unwind(AssertUnwindSafe(|| {
             self.end();
             Answer::Pass
-        });
-        self.engine.telemetry.session_ended();
+        }));
+        self.engine.or_pass(Kind::Disconnect, ended);
+        if let Some(key) = self.held {
+            self.engine.held.write_known(key, |held| held.0 -= 1);
+        }
+        self.engine.telemetry.event(Kind::Disconnect, watch.elapsed());
+        self.engine.telemetry.session_ended(self.visitor.door.ends);
     }
 }
 
 /// The wait told, in whole seconds: never less than the true one, and at most a quarter or five
 /// seconds more, so that those who were deferred together do not return together.
-fn told_wait(wait: Duration, id: &str) -> u64 {
-    let true_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
+fn told_wait(wait: Duration, id: Id) -> u64 {
+    let true_ms = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).max(1);
     let least = true_ms.div_ceil(1_000);
-    let most = (true_ms.saturating_add((true_ms / 4).max(5_000))) / 1_000;
-    // FNV-1a over the id: the same decision always tells the same wait.
-    let spread = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    least + (spread >> 32) % (most - least + 1)
+    let most = true_ms.saturating_add((true_ms / 4).max(5_000)) / 1_000;
+    // The same decision always tells the same wait. Ids of one moment differ in their last bits
+    // only, so they are mixed well (the finaliser of MurmurHash3).
+    let mixed = (id.0 ^ (id.0 >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    let mixed = (mixed ^ (mixed >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    least + (mixed ^ (mixed >> 33)) % (most - least + 1)
 }
 
 /// The id of a decision: when it was made, to the millisecond, and a serial number. The same in

@@ -29,7 +29,7 @@
 //! 3. [`policy`]: the signals, one file each, that assess an event and settle.
 //! 4. [`telemetry`]: every metric, label and log field, once.
 //! 5. [`engine`]: the seam of all these, and the [`engine::Session`] that a front holds.
-//! 6. [`front`]: protocols: the milter, metrics over HTTP.
+//! 6. [`front`]: protocols: the milter, Postfix's policy service, metrics over HTTP.
 //! 7. [`config`]: the sum of every part's parameters.
 //! 8. [`daemon`], [`tool`]: what the binary's subcommands do.
 //!
@@ -43,6 +43,18 @@
 //!   says what is dropped.
 //! - A session keeps the policy it began with; a reload concerns those that follow.
 //! - Text a client chose reaches logs and replies cut, and without control characters.
+//!
+//! # Where it differs from the first design
+//!
+//! - All limits are one signal, since a client that is exempt, a shadow, and what a message must
+//!   be given back concern them together. `Assessment` is therefore not returned but gathered in a
+//!   [`policy::signal::Round`].
+//! - A session that is refused at its beginning is a sentence that the engine holds and the client
+//!   hears later; it is logged when the client hears it, or when it has gone without hearing it.
+//! - Beside a milter the policy service leaves limits to it: only the milter knows what it has
+//!   charged a message already. Greylisting and access answer in both.
+//! - Log lines go to standard error through a bounded queue, also under systemd: journald's own
+//!   protocol would make the mail path wait for a journal that is stuck.
 //!
 //! # What is deliberately absent
 //!

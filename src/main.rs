@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use postpone::config::{Checked, Settings, Unusable};
-use postpone::daemon::{self, exit};
+use postpone::daemon::{self, Metrics, exit};
 use postpone::tool::check::{Verdict, check};
 
 /// Where the settings are when nobody says otherwise.
@@ -75,12 +75,13 @@ fn serve(file: Option<PathBuf>) -> ExitCode {
         let _ = write!(io::stderr(), "{text}");
     };
     let Some(file) = file else {
-        return daemon::serve(Settings::default(), DEFAULT_FILE.into());
+        return daemon::serve(Settings::default(), Metrics::IfTheyCanBe, DEFAULT_FILE.into());
     };
     match Settings::load(&file) {
-        Ok(Checked { settings, report }) => {
+        Ok(Checked { settings, report, http_is_named }) => {
             say(&report);
-            daemon::serve(settings, file)
+            let metrics = if http_is_named { Metrics::Required } else { Metrics::IfTheyCanBe };
+            daemon::serve(settings, metrics, file)
         }
         Err(Unusable(report)) => {
             say(&report);

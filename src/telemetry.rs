@@ -4,6 +4,7 @@
 //! it. Metrics are labelled by what we and the settings name, never by what comes from the
 //! network.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use tracing::{error, info, warn};
 
 use crate::clock::Time;
 use crate::policy::decision::{Decision, Refusal};
+use crate::policy::signal::Ends;
 use crate::setting::Mode;
 use crate::smtp::event::Kind;
 use crate::smtp::reply::Reply;
@@ -117,14 +119,18 @@ impl Telemetry {
         Self { recorder, events, passes, latency, sessions, failures, last_told }
     }
 
-    /// A session has begun.
-    pub fn session_begun(&self) {
-        self.sessions.increment(1.0);
+    /// A session has begun. It is open only where its end will be seen.
+    pub fn session_begun(&self, ends: Ends) {
+        if ends == Ends::Seen {
+            self.sessions.increment(1.0);
+        }
     }
 
     /// A session has ended.
-    pub fn session_ended(&self) {
-        self.sessions.decrement(1.0);
+    pub fn session_ended(&self, ends: Ends) {
+        if ends == Ends::Seen {
+            self.sessions.decrement(1.0);
+        }
     }
 
     /// An event was answered within `took`.
@@ -186,11 +192,11 @@ impl Telemetry {
     }
 
     /// Sizes of tables, and how many new entries each had to turn away.
-    pub fn table_sizes(&self, sizes: &[(&'static str, usize, u64)]) {
+    pub fn table_sizes(&self, sizes: impl Iterator<Item = (&'static str, usize, u64)>) {
         with_local_recorder(&self.recorder, || {
             for (table, entries, turned_away) in sizes {
-                gauge!(names::ENTRIES, "table" => *table).set(*entries as f64);
-                counter!(names::TURNED_AWAY, "table" => *table).absolute(*turned_away);
+                gauge!(names::ENTRIES, "table" => table).set(entries as f64);
+                counter!(names::TURNED_AWAY, "table" => table).absolute(turned_away);
             }
         });
     }
@@ -218,8 +224,8 @@ fn count_refusal(metric: &'static str, refusal: &Refusal) {
     counter!(metric, "action" => action, "reason" => reason, "limit" => limit).increment(1);
 }
 
-/// What a client chose is recorded as a string, never formatted into one: the subscriber quotes it
-/// and escapes its control characters.
+/// What a client chose stands last, is recorded as a string, never formatted into one, so that the
+/// subscriber quotes it, and has no control characters: JSON would let some of them pass.
 fn line(told: &Told<'_>, refusal: &Refusal, wait: Duration, others: &[Refusal]) {
     let others: Vec<_> = others.iter().map(name).collect();
     let reply = told.reply.filter(|_| refusal.mode == Mode::Enforce).map(ToString::to_string);
@@ -231,18 +237,26 @@ fn line(told: &Told<'_>, refusal: &Refusal, wait: Duration, others: &[Refusal]) 
         mode = %refusal.mode.name(),
         event = %told.event.name(),
         client = %told.client,
-        name = told.name,
-        helo = told.helo,
-        user = told.user,
-        sender = told.sender,
-        recipient = told.recipient,
-        value = %refusal.why.value(),
+        value = refusal.why.value().to_string(),
         threshold = refusal.why.threshold().to_string(),
-        wait_ms = wait.as_millis() as u64,
+        wait_ms = wait.as_nanos().div_ceil(1_000_000) as u64,
         also = (!others.is_empty()).then(|| others.join(",")),
         id = %told.id,
+        name = told.name.map(clean).as_deref(),
+        user = told.user.map(clean).as_deref(),
+        helo = told.helo.map(clean).as_deref(),
+        sender = told.sender.map(clean).as_deref(),
+        recipient = told.recipient.map(clean).as_deref(),
         reply,
     );
+}
+
+fn clean(text: &str) -> Cow<'_, str> {
+    if text.chars().any(char::is_control) {
+        text.replace(char::is_control, "\u{fffd}").into()
+    } else {
+        text.into()
+    }
 }
 
 /// The limit's name, or the reason where no limit spoke.

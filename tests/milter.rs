@@ -123,8 +123,10 @@ fn the_body_is_negotiated_away_and_the_macros_needed_are_asked_for() {
     let mail = "{auth_authen} {auth_type} {mail_addr} {tls_version}";
     assert_eq!(asked(MacroStage::Mail), mail);
     assert_eq!(asked(MacroStage::Rcpt), "{rcpt_mailer} {rcpt_host} {rcpt_addr}");
+    // Without the former Sendmail would not send the latter.
+    assert_eq!(asked(MacroStage::Eoh), "i");
     assert_eq!(asked(MacroStage::Eom), "i {msg_size}");
-    assert_eq!(macros.len(), 4);
+    assert_eq!(macros.len(), 5);
     // A newer MTA than we know.
     assert_eq!(agreed(&front, 7, ALL_ACTIONS, ALL_OPTIONS).0, 6);
     front.ended();

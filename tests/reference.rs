@@ -12,11 +12,12 @@ use std::path::Path;
 
 use postpone::clock::{ManualClock, Time};
 use postpone::config::{Settings, Unusable};
-use postpone::engine::{Answer, Engine, Refused, Speak};
+use postpone::engine::{Answer, Engine, Refused};
 use postpone::meter::key::Secret;
 use postpone::policy::Memory;
-use postpone::policy::limit::{Count, Params};
-use postpone::setting::Mode;
+use postpone::policy::limit::Params;
+use postpone::policy::limit::params::Count;
+use postpone::setting::{Mode, Severity};
 use postpone::smtp::address::{Address, ClientText};
 use postpone::smtp::client::Client;
 use postpone::smtp::event::{Event, Fate};
@@ -63,14 +64,34 @@ fn every_key_that_exists_is_named() {
     let named: Table = reference(2).parse().unwrap();
     assert_eq!(keys(&named), known_keys("nonsense = 1"));
     for (section, value) in &named {
-        let (header, named) = match value {
-            Value::Array(entries) => {
-                let entries = entries.iter().map(|entry| keys(entry.as_table().unwrap()));
-                (format!("[[{section}]]"), entries.flatten().collect())
-            }
-            value => (format!("[{section}]"), keys(value.as_table().unwrap())),
-        };
-        assert_eq!(named, known_keys(&format!("{header}\nnonsense = 1")), "{header}");
+        every_key_in(&["", section], &[value]);
+    }
+    // One of them is shown with all it can have.
+    let greylist = known_keys("[greylist.when]\nnonsense = 1");
+    assert_eq!(greylist, known_keys("[[limit]]\n[limit.when]\nnonsense = 1"));
+}
+
+/// Whether the tables that stand at this place of the text have all keys that can, and those in
+/// them. The place is what to write before the header of its section, and its path.
+fn every_key_in([before, path]: &[&str; 2], values: &[&Value]) {
+    let is_list = values.iter().any(|value| value.is_array());
+    let entries = values.iter().flat_map(|value| match value {
+        Value::Array(entries) => entries.iter().collect(),
+        value => vec![*value],
+    });
+    let tables: Vec<&Table> = entries.filter_map(Value::as_table).collect();
+    if tables.is_empty() || *path == "greylist.when" {
+        return;
+    }
+    let named: BTreeSet<_> = tables.iter().flat_map(|table| keys(table)).collect();
+    let header = if is_list { format!("[[{path}]]") } else { format!("[{path}]") };
+    let text = format!("{before}{header}\nnonsense = 1");
+    assert_eq!(named, known_keys(&text), "{header}");
+    // A section within the entry of a list needs that entry.
+    let before = if is_list { format!("{header}\n") } else { String::new() };
+    for key in named {
+        let within: Vec<_> = tables.iter().filter_map(|table| table.get(&key)).collect();
+        every_key_in(&[&before, &format!("{path}.{key}")], &within);
     }
 }
 
@@ -80,23 +101,84 @@ fn keys(table: &Table) -> BTreeSet<String> {
 
 /// The keys that are expected in place of `nonsense`, as the error at it says.
 fn known_keys(text: &str) -> BTreeSet<String> {
+    expected_for_nonsense(text).into_iter().collect()
+}
+
+fn expected_for_nonsense(text: &str) -> Vec<String> {
     let Err(Unusable(report)) = Settings::parse("probe", text) else {
         panic!("nonsense was taken: {text}")
     };
-    let error = report.lines().find(|line| line.contains("`nonsense`")).unwrap();
+    let mut errors = report.lines(Severity::Error);
+    let error = errors.find(|line| line.contains("nonsense"));
+    let error = error.unwrap_or_else(|| panic!("{text}: {report}"));
     let (_, expected) = error.split_once("expected ").unwrap();
+    let (expected, _) = expected.split_once("; not ").unwrap_or((expected, ""));
     let words = expected.trim_start_matches("one of ").split([',', ' ', '`']);
     words.filter(|word| !matches!(*word, "" | "or")).map(Into::into).collect()
 }
 
+/// Where a value is one of some words, each stands in the text as it has to be written.
+#[test]
+fn every_word_that_can_be_written_is_explained() {
+    let text = reference(0);
+    for (section, key) in [
+        ("[[limit]]", "count = \"nonsense\""),
+        ("[[limit]]", "per = [\"nonsense\"]"),
+        ("[[limit]]", "charge = \"nonsense\""),
+        ("[[limit]]", "mode = \"nonsense\""),
+        ("[[limit]]", "when = { standing = [\"nonsense\"] }"),
+        ("[[limit]]", "when = { name = [\"nonsense\"] }"),
+        ("[[listen]]", "speak = \"nonsense\""),
+        ("[greylist]", "mode = \"nonsense\""),
+        ("[greylist]", "per = [\"nonsense\"]"),
+        ("[log]", "format = \"nonsense\""),
+        ("[log]", "level = \"nonsense\""),
+    ] {
+        let words = expected_for_nonsense(&format!("{section}\n{key}"));
+        assert!(words.len() > 1, "{section} {key}: {words:?}");
+        for word in words {
+            // Levels are a table without quotes.
+            let shown = [format!("\"{word}\""), format!("  {word}  ")];
+            let is_shown = shown.iter().any(|shown| text.contains(shown));
+            assert!(is_shown, "{section} {key}: nothing about {word:?}");
+        }
+    }
+}
+
 #[test]
 fn the_examples_can_be_used_and_keys_that_may_be_missing_say_what_then_holds() {
-    let limits = read(&reference(2)).limit;
+    let Settings { limit: limits, access, .. } = read(&reference(2));
     assert!(limits.iter().all(|limit| limit.reply.is_some()), "a reply is not shown");
     assert!(limits.iter().any(|limit| limit.retry.is_some()), "retry is not shown");
+    for count in Count::ALL {
+        assert!(limits.iter().any(|limit| limit.count == count), "{count:?} is not shown");
+    }
     for written in limits {
         let missing = Params { reply: None, retry: None, ..written.clone() };
         assert_eq!(refusal(&written), refusal(&missing), "{written:?}");
+    }
+    let require = |keys: &str| {
+        let domain = "[[access.require]]\nrecipient_domain = \"bank.example\"\n";
+        read(&[domain, keys].concat()).access.require
+    };
+    let clients = "clients = [\"203.0.113.0/24\", \".partner.example\"]\n";
+    assert_eq!(access.require, require(&[clients, "tls = true"].concat()));
+    assert_eq!(require(clients), require(&[clients, "tls = false"].concat()));
+    assert_eq!(require("tls = true"), require("tls = true\nclients = []"));
+}
+
+/// They cannot be set, so the reference is the only place that says them.
+#[test]
+fn the_words_of_a_requirement_are_those_that_are_said() {
+    let text = reference(0);
+    for lacking in ["tls = true", "clients = [\"203.0.113.0/24\"]"] {
+        let require = "limit = []\n[[access.require]]\nrecipient_domain = \"example.org\"\n";
+        let mut settings = read(&[require, lacking].concat());
+        settings.server.hostname = "{hostname}".into();
+        let said = refused(&settings).reply.to_string();
+        let (said, _) = said.split_once("; retry in ").unwrap();
+        let said = said.replace("example.org", "{recipient_domain}");
+        assert!(text.contains(&format!("#   {said}; retry in ")), "nothing about {said}");
     }
 }
 
@@ -118,20 +200,31 @@ fn refusal(limit: &Params) -> Refused {
         mode: Mode::Enforce,
         ..limit.clone()
     };
-    let settings = Settings { limit: vec![tight], ..Settings::default() };
+    refused(&Settings { limit: vec![tight], ..Settings::default() })
+}
+
+/// What a client is told in one of two sessions; where different values count, it has others in
+/// the second.
+fn refused(settings: &Settings) -> Refused {
     let memory = Memory::new(&Secret::new([7; 16]), settings.bounds());
     let policy = settings.policy(&memory).unwrap();
     let clock = ManualClock::at(Time::from_secs(1_800_000_000));
     let engine = Engine::new(Box::new(clock), memory, policy);
     let mailbox = |name: &str| Address::new(name.as_bytes());
     let client = Client::new("192.0.2.7".parse().unwrap());
-    let mut sessions = [(); 2].map(|()| engine.session(client.clone(), Speak::Helo));
-    let mut answers = sessions.iter_mut().flat_map(|session| {
+    let counts = |count| settings.limit.iter().any(|limit| limit.count == count);
+    let mut sessions = [(); 2].map(|()| engine.session(client.clone(), settings.listen[0].door()));
+    let mut answers = (1..).zip(&mut sessions).flat_map(|(visit, session)| {
+        let name = |count| if counts(count) { format!("x{visit}") } else { "x".into() };
+        let helo = format!("{}.example.net", name(Count::DistinctHelos));
+        let sender = format!("{}@example.net", name(Count::DistinctSenders));
+        let recipient = format!("{}@example.org", name(Count::DistinctRecipients));
         let events = [
             Event::Connect,
-            Event::Helo { name: ClientText::new(b"client.example.net") },
-            Event::Mail { sender: mailbox("anna@example.net"), size: Some(1024), user: None },
-            Event::Recipient { address: mailbox("bob@example.org"), fate: Fate::Offered },
+            Event::Helo { name: ClientText::new(helo.as_bytes()) },
+            Event::Mail { sender: mailbox(&sender), size: Some(1024), user: None, tls: false },
+            Event::Recipient { address: mailbox("nobody@example.org"), fate: Fate::Unknown },
+            Event::Recipient { address: mailbox(&recipient), fate: Fate::Offered },
         ];
         events.map(|event| session.on(event))
     });
@@ -139,5 +232,5 @@ fn refusal(limit: &Params) -> Refused {
         Answer::Pass => None,
         Answer::Refuse(refused) => Some(refused),
     });
-    refused.expect("the limit refuses")
+    refused.expect("it is refused")
 }

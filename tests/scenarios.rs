@@ -10,7 +10,8 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
-use postpone::engine::{Answer, Session, Speak};
+use postpone::engine::{Answer, Session};
+use postpone::front::listen;
 use postpone::smtp::address::Address;
 use postpone::smtp::client::Client;
 use postpone::smtp::event::Event;
@@ -33,9 +34,16 @@ macro_rules! scenarios {
 
 scenarios! {
     access
+    access_require
     bytes
+    charge_attempts
+    composite_keys
     connect
     connections
+    distinct_helos
+    distinct_recipients
+    distinct_senders
+    domain_messages
     exempt_recipients
     greylist
     greylist_and_limits
@@ -43,18 +51,28 @@ scenarios! {
     greylist_crowd_hammered
     greylist_data
     greylist_data_surplus
+    greylist_pool
     greylist_proven
+    greylist_senders
+    greylist_when
+    greylist_when_domain
     greylist_window
     host
     host_sessions
+    keys
     messages
     networks
+    penalty
+    penalty_connections
+    pool
     rate
     recipients
     reload
     sessions
     several
     several_at_connect
+    several_windows
+    shadow_forgiven
     shadow_greylist
     shadow_greylist_data
     shadow_limit
@@ -62,6 +80,15 @@ scenarios! {
     submission
     submission_host
     told
+    unknown_recipients
+    unknown_recipients_domain
+    unknown_recipients_flood
+    when_message
+    when_name
+    when_origin
+    when_standing
+    whole_host
+    wider_network
 }
 
 #[test]
@@ -105,7 +132,7 @@ fn a_full_table_of_triplets_lets_first_contacts_pass() {
 }
 
 fn mail(sender: &str) -> Event {
-    Event::Mail { sender: Address::new(sender.as_bytes()), size: None, user: None }
+    Event::Mail { sender: Address::new(sender.as_bytes()), size: None, user: None, tls: false }
 }
 
 /// The law of `policy/mod.rs`: assessing only reads, so threads that ask at the same moment may pass
@@ -122,7 +149,8 @@ fn threads_that_hammer_one_limit_overrun_it_by_at_most_all_of_them_but_one() {
         let (engine, ..) = engine("two threads", &limit);
         let together = Barrier::new(THREADS);
         let hammer = || {
-            let mut session = engine.session(Client::new([192, 0, 2, 7].into()), Speak::Helo);
+            let mut session = engine
+                .session(Client::new([192, 0, 2, 7].into()), listen::Params::default().door());
             together.wait();
             let attempts = (0..BURST).map(|_| {
                 let passed = session.on(mail("a@example.net")) == Answer::Pass;
@@ -159,7 +187,8 @@ fn refused(session: &mut Session) -> (Duration, Duration) {
 #[test]
 fn the_wait_in_the_text_is_never_shorter_than_the_true_one() {
     let (engine, clock, _) = engine("the wait told", &one_in("3s"));
-    let mut session = engine.session(Client::new([192, 0, 2, 7].into()), Speak::Helo);
+    let mut session =
+        engine.session(Client::new([192, 0, 2, 7].into()), listen::Params::default().door());
     for _ in 0..50 {
         clock.advance(Duration::from_secs(3));
         assert_eq!(session.on(mail("a@example.net")), Answer::Pass);
@@ -175,7 +204,8 @@ fn the_wait_in_the_text_is_never_shorter_than_the_true_one() {
 fn those_who_are_deferred_in_the_same_moment_are_told_to_return_at_different_ones() {
     for period in ["1m", "64s", "5m"] {
         let (engine, ..) = engine("the jitter", &one_in(period));
-        let mut session = engine.session(Client::new([192, 0, 2, 7].into()), Speak::Helo);
+        let mut session =
+            engine.session(Client::new([192, 0, 2, 7].into()), listen::Params::default().door());
         assert_eq!(session.on(mail("a@example.net")), Answer::Pass);
         session.on(Event::EndOfMessage { size: None });
         let told: HashSet<_> = (0..100).map(|_| refused(&mut session).0).collect();

@@ -3,7 +3,6 @@
 
 pub mod read;
 
-use std::collections::HashSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -12,11 +11,14 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use self::read::{Problem, Reader};
-use crate::front::milter;
+use crate::front::listen::{self, Protocol};
 use crate::meter::units::Span;
+use crate::policy::limit::dimension::Dimension;
+use crate::policy::limit::params::{Count, Measured};
+use crate::policy::standing::Standing;
 use crate::policy::{Bounds, ClientParams, Memory, Parts, Policy, access, greylist, limit};
 use crate::setting::{Complaint, Expected, OrNone};
-use crate::smtp::template::{LONGEST_HOSTNAME, LONGEST_URL};
+use crate::smtp::template::{LONGEST_HOSTNAME, LONGEST_URL, Placeholder};
 
 /// Everything that can be set. What is not set has its default.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -24,7 +26,7 @@ pub struct Settings {
     /// `[server]`
     pub server: Server,
     /// `[[listen]]`
-    pub listen: Vec<milter::Params>,
+    pub listen: Vec<listen::Params>,
     /// `[control]`
     pub control: Control,
     /// `[client]`
@@ -45,7 +47,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             server: Server::default(),
-            listen: vec![milter::Params::default()],
+            listen: vec![listen::Params::default()],
             control: Control::default(),
             client: ClientParams::default(),
             access: access::Params::default(),
@@ -224,19 +226,23 @@ impl Settings {
     pub fn parse(file: &str, text: &str) -> Result<Checked, Unusable> {
         let (mut reader, mut root) = Reader::open(text);
         let server = reader.section(&mut root, "server", Server::check);
-        let listen = reader.list(&mut root, "listen", milter::Params::check);
+        let listen = reader.list(&mut root, "listen", listen::Params::check);
+        let named = root.get("control").and_then(|control| control.get_ref().get("http"));
+        let http_is_named = named.is_some();
         let control = reader.section(&mut root, "control", |_: &Control| Vec::new());
         let client = reader.section(&mut root, "client", ClientParams::check);
         let access = reader.section(&mut root, "access", |params: &access::Params| {
             access::Access::new(params, |path| fs::read_to_string(path)).err().unwrap_or_default()
         });
-        let mut names = HashSet::new();
+        let listeners = listen.clone().filter(|listen| !listen.is_empty());
+        let listeners = listeners.unwrap_or_else(|| vec![listen::Params::default()]);
+        let mut earlier = Vec::new();
         let limit = reader.list(&mut root, "limit", |limit: &limit::Params| {
             let mut complaints = limit.check();
-            if !names.insert(limit.name.clone()) {
-                let message = format!("expected a name of its own; {:?} is taken", limit.name);
-                complaints.push(Complaint::error("name", message));
-            }
+            complaints.extend(beside_others(limit, &earlier));
+            complaints.extend(can_never_fire(limit, &access, &listeners));
+            complaints.extend(names_no_url(limit, &server));
+            earlier.push(limit.clone());
             complaints
         });
         let greylist = reader.section(&mut root, "greylist", greylist::Params::check);
@@ -250,7 +256,7 @@ impl Settings {
         let built_in = Self::default();
         let settings = Self {
             server,
-            listen: listen.filter(|l| !l.is_empty()).unwrap_or(built_in.listen),
+            listen: listeners,
             control,
             client,
             access,
@@ -259,7 +265,7 @@ impl Settings {
             state,
             log,
         };
-        Ok(Checked { settings, report })
+        Ok(Checked { settings, report, http_is_named })
     }
 
     /// The same settings as TOML, every key spelled out.
@@ -306,6 +312,77 @@ impl Settings {
     }
 }
 
+/// What makes no sense of a limit beside those before it.
+fn beside_others(limit: &limit::Params, earlier: &[limit::Params]) -> Vec<Complaint> {
+    let key = match limit.count.measured() {
+        Measured::InTime => "quota",
+        Measured::AtOnce | Measured::Distinct => "max",
+    };
+    let mut complaints = Vec::new();
+    for other in earlier {
+        if other.name == limit.name {
+            let message = format!("expected a name of its own; {:?} is taken", limit.name);
+            complaints.push(Complaint::error("name", message));
+        } else if limit.is_shadowed_by(other) {
+            let message =
+                format!("it can never fire: {:?} above is at least as strict", other.name);
+            complaints.push(Complaint::warning(key, message));
+        } else if other.is_shadowed_by(limit) {
+            let message = format!("{:?} above can never fire: this one is stricter", other.name);
+            complaints.push(Complaint::warning(key, message));
+        }
+    }
+    complaints
+}
+
+fn names_no_url(limit: &limit::Params, server: &Server) -> Option<Complaint> {
+    let asks = limit.reply.as_ref().is_some_and(|reply| reply.asks_for(Placeholder::Url));
+    (asks && server.help_url == OrNone::None)
+        .then(|| Complaint::warning("reply", "{url} is empty: server.help_url is \"none\""))
+}
+
+/// Why nobody can ever meet a limit, in the light of the other settings.
+fn can_never_fire(
+    limit: &limit::Params,
+    access: &access::Params,
+    listeners: &[listen::Params],
+) -> Option<Complaint> {
+    let serves = |protocol| {
+        listeners.iter().filter_map(listen::Params::address).any(|(_, served)| served == protocol)
+    };
+    let milter_only = matches!(limit.count, Count::Sessions | Count::UnknownRecipients);
+    if milter_only && !serves(Protocol::Milter) {
+        let message = format!(
+            "the policy service is not told of {}: this needs a milter listener",
+            match limit.count {
+                Count::Sessions => "the end of sessions",
+                _ => "recipients that Postfix refuses",
+            }
+        );
+        return Some(Complaint::warning("count", message));
+    }
+    // What comes by a policy service may be called anything: by `policy_context` in main.cf.
+    let called = |wanted: &str| {
+        serves(Protocol::Policy) || listeners.iter().any(|l| *l.door().listener == *wanted)
+    };
+    if let Some(unknown) = limit.when.listener.iter().flatten().find(|wanted| !called(wanted)) {
+        let message = format!("it can never hold: there is no [[listen]] on {unknown:?}");
+        return Some(Complaint::warning("when", message));
+    }
+    let exempt_for_good = access.exempt_authenticated && !limit.per.is_empty();
+    let users_only = limit.per.contains(&Dimension::User) || limit.when.authenticated == Some(true);
+    if exempt_for_good && users_only {
+        let message = "it can never fire: authenticated clients are exempt, see \
+                       access.exempt_authenticated";
+        let key = if limit.per.contains(&Dimension::User) { "per" } else { "when" };
+        return Some(Complaint::warning(key, message));
+    }
+    let trusted_only = |standings: &Vec<_>| standings.iter().all(|s| *s == Standing::Trusted);
+    let trusted_only = limit.when.standing.as_ref().is_some_and(trusted_only);
+    (exempt_for_good && trusted_only)
+        .then(|| Complaint::warning("when", "it can never fire: trusted clients are exempt"))
+}
+
 /// The sections, as they stand in a file.
 const SECTIONS: [&str; 9] =
     ["server", "listen", "control", "client", "access", "limit", "greylist", "state", "log"];
@@ -317,6 +394,8 @@ pub struct Checked {
     pub settings: Settings,
     /// Warnings.
     pub report: read::Report,
+    /// Whether the file names an address for metrics; at its default they can be done without.
+    pub http_is_named: bool,
 }
 
 /// Settings that cannot be used, and why.

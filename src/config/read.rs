@@ -201,14 +201,15 @@ impl Report {
         self.problems.is_empty()
     }
 
-    /// Each problem in one line, for a log: `file:line:column: error: key: message`.
-    pub fn lines(&self) -> impl Iterator<Item = String> {
-        self.problems.iter().map(|problem| {
+    /// Each problem of this severity in one line, for a log:
+    /// `file:line:column: error: key: message`.
+    pub fn lines(&self, severity: Severity) -> impl Iterator<Item = String> {
+        self.problems.iter().filter(move |problem| problem.severity == severity).map(|problem| {
             let place = problem.span.as_ref().map_or(String::new(), |span| {
                 let (line, column) = self.line_and_column(span.start);
                 format!("{line}:{column}:")
             });
-            let severity = severity(problem.severity);
+            let severity = word(problem.severity);
             let key = if problem.key.is_empty() { "" } else { ": " };
             format!("{}:{place} {severity}: {}{key}{}", self.file, problem.key, problem.message)
         })
@@ -221,7 +222,7 @@ impl Report {
     }
 }
 
-fn severity(severity: Severity) -> &'static str {
+fn word(severity: Severity) -> &'static str {
     match severity {
         Severity::Warning => "warning",
         Severity::Error => "error",
@@ -242,7 +243,7 @@ impl Display for Report {
                 key => format!("{key}: {}", problem.message),
             };
             let Some(span) = problem.span.clone() else {
-                writeln!(f, "{}: {}: {title}", self.file, severity(problem.severity))?;
+                writeln!(f, "{}: {}: {title}", self.file, word(problem.severity))?;
                 continue;
             };
             let annotation = AnnotationKind::Primary.span(span);

@@ -1,9 +1,10 @@
 use super::*;
+use crate::setting::Severity;
 
 fn mistakes(text: &str) -> Vec<String> {
     match Settings::parse("postpone.toml", text) {
-        Ok(checked) => checked.report.lines().collect(),
-        Err(Unusable(report)) => report.lines().collect(),
+        Ok(checked) => checked.report.lines(Severity::Warning).collect(),
+        Err(Unusable(report)) => report.lines(Severity::Error).collect(),
     }
 }
 
@@ -104,5 +105,7 @@ fn a_warning_leaves_the_settings_usable() {
     let text = "[greylist]\nreply = \"451 4.7.1 Unusual rate; retry in {wait} seconds\"\n";
     let checked = Settings::parse("x", text).unwrap();
     assert!(!checked.report.has_errors());
-    assert!(checked.report.lines().next().unwrap().contains("warning: greylist.reply"));
+    assert!(
+        checked.report.lines(Severity::Warning).next().unwrap().contains("warning: greylist.reply")
+    );
 }

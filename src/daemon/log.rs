@@ -45,7 +45,9 @@ impl Logging {
             Format::Text | Format::Auto => lines.with_ansi(io::stderr().is_terminal()).boxed(),
         };
         tracing_subscriber::registry().with(filter).with(lines).init();
-        std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+        std::panic::set_hook(Box::new(|panic| {
+            tracing::error!(panic = panic.to_string(), "a fault of ours");
+        }));
         Self { level, lost, writer: guard }
     }
 

@@ -22,13 +22,14 @@ use tracing::{error, info, warn};
 use self::log::Logging;
 use crate::clock::SystemClock;
 use crate::config::{Control, Settings, Unusable};
-use crate::engine::{Engine, Speak};
+use crate::engine::Engine;
 use crate::front::address::Address;
+use crate::front::listen::{self, Protocol};
 use crate::front::listener::Bound;
-use crate::front::{http, milter};
+use crate::front::{http, milter, policyd};
 use crate::meter::key::Secret;
 use crate::policy::Memory;
-use crate::setting::OrNone;
+use crate::setting::{OrNone, Severity};
 use crate::telemetry::Failure;
 
 /// Exit codes of sysexits.h.
@@ -75,10 +76,19 @@ const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// Descriptors kept for what is no session: sockets, logs, lists, metrics.
 const SPARE_DESCRIPTORS: u64 = 128;
 
+/// Whether mail is served without metrics, where their address cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metrics {
+    /// It is not: the settings name the address.
+    Required,
+    /// It is: nobody has asked for the default address.
+    IfTheyCanBe,
+}
+
 /// Serves until told to stop.
-pub fn serve(settings: Settings, file: PathBuf) -> ExitCode {
+pub fn serve(settings: Settings, metrics: Metrics, file: PathBuf) -> ExitCode {
     let logging = Logging::start(&settings.log);
-    let code = match run(settings, &file, &logging) {
+    let code = match run(settings, metrics, &file, &logging) {
         Ok(()) => 0,
         Err(trouble) => {
             error!("{trouble}");
@@ -89,19 +99,30 @@ pub fn serve(settings: Settings, file: PathBuf) -> ExitCode {
     code.into()
 }
 
-fn run(settings: Settings, file: &Path, logging: &Logging) -> Result<(), Trouble> {
+fn run(
+    settings: Settings,
+    metrics: Metrics,
+    file: &Path,
+    logging: &Logging,
+) -> Result<(), Trouble> {
     let system = |what| move |error| Trouble::System(what, error);
     let max_sessions = raise_descriptors();
     let engine = build(&settings).map_err(system("no random numbers"))??;
     let sockets = bind(&settings)?;
-    let metrics = bind_metrics(&settings.control)?;
+    let desk = Arc::new(policyd::Desk::new(engine.memory().secret()));
+    let metrics = bind_metrics(&settings.control, metrics)?;
+    let main = runtime::Builder::new_current_thread().enable_all().build();
+    let main = main.map_err(system("cannot start a runtime"))?;
+    let _inside = main.enter();
+    let mut signals = Signals::new().map_err(system("cannot watch signals"))?;
     let (stop, stopping) = watch::channel(false);
     let mut workers = Vec::new();
     for number in 0..settings.server.workers {
         let sockets: io::Result<Vec<_>> =
-            sockets.iter().map(|(bound, speak)| Ok((bound.share()?, *speak))).collect();
+            sockets.iter().map(|(bound, listen)| Ok((bound.share()?, listen.clone()))).collect();
         let worker = Worker {
             engine: engine.clone(),
+            desk: desk.clone(),
             sockets: sockets.map_err(system("cannot share a socket"))?,
             max_sessions,
             stopping: stopping.clone(),
@@ -110,21 +131,18 @@ fn run(settings: Settings, file: &Path, logging: &Logging) -> Result<(), Trouble
         workers.push(worker.start(number).map_err(system("cannot start a worker"))?);
     }
     drop(sockets);
-    let main = runtime::Builder::new_current_thread().enable_all().build();
-    let main = main.map_err(system("cannot start a runtime"))?;
-    let _inside = main.enter();
-    let signals = Signals::new().map_err(system("cannot watch signals"))?;
     if let Some(listener) = metrics {
         main.spawn(http::serve(listener, engine.clone()));
     }
-    for listen in &settings.listen {
-        info!(milter = %listen.milter, "listening");
+    for (address, protocol) in settings.listen.iter().filter_map(listen::Params::address) {
+        info!(%address, ?protocol, "listening");
     }
     info!(version = env!("CARGO_PKG_VERSION"), file = %file.display(), max_sessions, "serving");
-    main.block_on(attend(signals, &settings, file, &engine, logging, &workers));
+    main.block_on(attend(&mut signals, &settings, file, &engine, logging, &workers));
     info!("stopping: running sessions may finish within {}", settings.server.grace);
     let _ = stop.send(true);
-    for worker in workers {
+    main.block_on(drain(&mut signals, &workers));
+    for worker in workers.into_iter().filter(JoinHandle::is_finished) {
         match worker.join() {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(Trouble::System("a worker failed", error)),
@@ -134,8 +152,8 @@ fn run(settings: Settings, file: &Path, logging: &Logging) -> Result<(), Trouble
             }
         }
     }
-    for listen in &settings.listen {
-        if let Address::Unix(path) = &listen.milter {
+    for (address, _) in settings.listen.iter().filter_map(listen::Params::address) {
+        if let Address::Unix(path) = address {
             // A file that is gone already is what we want.
             let _ = std::fs::remove_file(path);
         }
@@ -157,21 +175,22 @@ fn build(settings: &Settings) -> io::Result<Result<Arc<Engine>, Trouble>> {
     })
 }
 
-fn bind(settings: &Settings) -> Result<Vec<(Bound, Speak)>, Trouble> {
-    let bind = |listen: &milter::Params| match listen.bind() {
-        Ok(bound) => Ok((bound, listen.speak)),
-        Err(error) => Err(Trouble::Socket(listen.milter.to_string(), error)),
+fn bind(settings: &Settings) -> Result<Vec<(Bound, listen::Params)>, Trouble> {
+    let bind = |listen: &listen::Params| match listen.bind() {
+        Ok(bound) => Ok((bound, listen.clone())),
+        Err(error) => Err(Trouble::Socket(listen.door().listener.to_string(), error)),
     };
     settings.listen.iter().map(bind).collect()
 }
 
-/// An address of metrics that cannot be had is fatal where the settings chose it. At its default,
-/// mail is served without.
-fn bind_metrics(control: &Control) -> Result<Option<std::net::TcpListener>, Trouble> {
+fn bind_metrics(
+    control: &Control,
+    metrics: Metrics,
+) -> Result<Option<std::net::TcpListener>, Trouble> {
     let OrNone::Some(address) = control.http else { return Ok(None) };
     match http::bind(address) {
         Ok(listener) => Ok(Some(listener)),
-        Err(error) if control.http == Control::default().http => {
+        Err(error) if metrics == Metrics::IfTheyCanBe => {
             warn!(http = %address, %error, "no metrics: the default address cannot be had");
             Ok(None)
         }
@@ -195,7 +214,8 @@ fn raise_descriptors() -> usize {
 /// A thread that serves MTAs.
 struct Worker {
     engine: Arc<Engine>,
-    sockets: Vec<(Bound, Speak)>,
+    desk: Arc<policyd::Desk>,
+    sockets: Vec<(Bound, listen::Params)>,
     max_sessions: usize,
     stopping: watch::Receiver<bool>,
     grace: Duration,
@@ -212,11 +232,15 @@ impl Worker {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let mut fronts = tokio::task::JoinSet::new();
-            for (bound, speak) in self.sockets {
+            for (bound, listen) in self.sockets {
                 let (engine, stopping) = (self.engine.clone(), self.stopping.clone());
-                let front =
-                    milter::serve(bound, engine, speak, self.max_sessions, stopping, self.grace);
-                fronts.spawn(front);
+                let (door, desk) = (listen.door(), self.desk.clone());
+                let (most, grace) = (self.max_sessions, self.grace);
+                match listen.address() {
+                    Some((_, Protocol::Policy)) => fronts
+                        .spawn(policyd::serve(bound, engine, door, desk, most, stopping, grace)),
+                    _ => fronts.spawn(milter::serve(bound, engine, door, most, stopping, grace)),
+                };
             }
             while let Some(ended) = fronts.join_next().await {
                 ended.map_err(io::Error::other)??;
@@ -244,7 +268,7 @@ impl Signals {
 
 /// Reloads and sweeps until it is time to stop.
 async fn attend(
-    mut signals: Signals,
+    signals: &mut Signals,
     settings: &Settings,
     file: &Path,
     engine: &Engine,
@@ -276,12 +300,26 @@ async fn attend(
     }
 }
 
+/// Waits for the workers' sessions to end. Metrics are still served; told to stop once more, nobody
+/// is waited for.
+async fn drain(signals: &mut Signals, workers: &[JoinHandle<io::Result<()>>]) {
+    let mut look = tokio::time::interval(Duration::from_millis(20));
+    while !workers.iter().all(JoinHandle::is_finished) {
+        tokio::select! {
+            _ = signals.terminate.recv() => return,
+            _ = signals.interrupt.recv() => return,
+            _ = look.tick() => {}
+        }
+    }
+}
+
 /// Puts the settings of the file in force. A bad file changes nothing.
 fn reload(running: &Settings, file: &Path, engine: &Engine, logging: &Logging) {
     let checked = match Settings::load(file) {
         Ok(checked) => checked,
         Err(Unusable(report)) => {
-            report.lines().for_each(|line| error!("not reloaded: {line}"));
+            report.lines(Severity::Error).for_each(|line| error!("not reloaded: {line}"));
+            report.lines(Severity::Warning).for_each(|line| warn!("{line}"));
             return engine.telemetry().reloaded("refused");
         }
     };
@@ -292,7 +330,7 @@ fn reload(running: &Settings, file: &Path, engine: &Engine, logging: &Logging) {
             return engine.telemetry().reloaded("refused");
         }
     }
-    checked.report.lines().for_each(|line| warn!("{line}"));
+    checked.report.lines(Severity::Warning).for_each(|line| warn!("{line}"));
     logging.set_level(checked.settings.log.level);
     let restart = checked.settings.needs_restart(running);
     if !restart.is_empty() {

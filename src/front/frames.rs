@@ -63,6 +63,28 @@ impl Default for State {
 }
 
 impl Frames {
+    /// Takes what came if it may go on as it is: whole frames that make sense, and none of them a
+    /// connect frame. Otherwise nothing has happened, and [`Frames::pass`] is to take it.
+    pub fn pass_whole(&mut self, mut came: &[u8]) -> bool {
+        if !matches!(self.state, State::Header { have: 0, .. }) {
+            return false;
+        }
+        let mut quit = self.quit;
+        while let Some(([length @ .., command], rest)) = came.split_first_chunk::<HEADER>() {
+            let length = u32::from_be_bytes(*length) as usize;
+            let sensible = (1..=LONGEST).contains(&length) && COMMANDS.contains(command);
+            if !sensible || *command == b'C' || rest.len() < length - 1 {
+                return false;
+            }
+            quit |= *command == b'Q';
+            came = &rest[length - 1..];
+        }
+        if came.is_empty() {
+            self.quit = quit;
+        }
+        came.is_empty()
+    }
+
     /// Takes what came, appends what goes on to `out`. A header goes on once it is whole.
     pub fn pass(&mut self, mut came: &[u8], out: &mut Vec<u8>) -> Result<(), Nonsense> {
         while !came.is_empty() {
@@ -236,6 +258,25 @@ mod tests {
     }
 
     proptest! {
+        /// The short way and the long one agree, and the short one changes nothing.
+        #[test]
+        fn what_may_go_on_as_it_is_is_what_would_not_be_changed(
+            commands in prop::collection::vec((any::<u8>(), 0..9_usize), 0..6), cut in 0..9_usize
+        ) {
+            let frames = commands.iter().map(|(c, len)| frame(COMMANDS[*c as usize % 15], &vec![0; *len]));
+            let mut whole: Vec<u8> = frames.flatten().collect();
+            whole.truncate(whole.len().saturating_sub(cut));
+            let mut short = Frames::default();
+            if short.pass_whole(&whole) {
+                let mut long = Frames::default();
+                let mut out = Vec::new();
+                prop_assert_eq!(long.pass(&whole, &mut out), Ok(()));
+                prop_assert_eq!((out, long.quit()), (whole, short.quit()));
+            } else {
+                prop_assert!(!short.quit());
+            }
+        }
+
         #[test]
         fn no_bytes_make_it_panic_and_none_are_lost(
             pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..8)

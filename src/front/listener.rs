@@ -1,8 +1,7 @@
-//! Listening sockets that survive trouble, and streams that are watched.
+//! Listening sockets that survive trouble.
 //!
-//! indymilter ends its service at the first error of accept and drops sessions at shutdown. Here
-//! an error is counted and accept tried again after a pause; and told to stop, a listener closes
-//! its port at once while its streams go on.
+//! An error of accept is counted, and accept tried again after a pause; told to stop, the port is
+//! closed at once while the connections go on.
 
 use std::fs;
 use std::future::Future;
@@ -16,13 +15,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Sleep;
 
 use super::address::Address;
-use super::frames::Frames;
 use crate::engine::Engine;
 use crate::telemetry::Failure;
 
@@ -90,10 +90,15 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     if !kind.is_socket() {
         return Err(io::Error::new(ErrorKind::AlreadyExists, "exists and is no socket"));
     }
-    match unix::UnixStream::connect(path) {
-        Ok(_) => Err(io::Error::new(ErrorKind::AddrInUse, "another process serves this socket")),
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
-        Err(error) => Err(error),
+    // Without waiting: whoever holds it may be stuck, with a full backlog.
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let probe = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match net::connect(&probe, &SocketAddrUnix::new(path)?) {
+        Err(Errno::CONNREFUSED) => fs::remove_file(path),
+        Ok(()) | Err(Errno::AGAIN) => {
+            Err(io::Error::new(ErrorKind::AddrInUse, "another process serves this socket"))
+        }
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -115,12 +120,14 @@ impl Ownership {
     }
 }
 
-/// A listener for indymilter.
-pub struct Listener {
+/// Accepts connections until told to stop.
+pub struct Acceptor {
     socket: Option<Socket>,
     pause: Option<Pin<Box<Sleep>>>,
     stop: Pin<Box<dyn Future<Output = ()> + Send>>,
-    watched: Watched,
+    engine: Arc<Engine>,
+    /// Held, never used: when the last is dropped, the last connection has ended.
+    alive: Alive,
 }
 
 enum Socket {
@@ -128,55 +135,40 @@ enum Socket {
     Unix(UnixListener),
 }
 
-/// What every stream of a listener knows of the daemon.
-#[derive(Clone)]
-struct Watched {
-    engine: Arc<Engine>,
-    stopping: watch::Receiver<bool>,
-    /// Held, never used: when the last is dropped, the last stream has ended.
-    alive: mpsc::Sender<()>,
-}
+/// Kept by whatever must end before the front has ended.
+pub type Alive = mpsc::Sender<()>;
 
 /// How long accept rests after an error that another attempt would meet again at once: as a rule
 /// EMFILE, until a session has ended.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-impl Listener {
+impl Acceptor {
     /// Serves a bound socket on the current runtime until `stopping` becomes true. The receiver
-    /// returned ends when the port is closed and the last stream has ended.
+    /// returned ends when the port is closed and the last connection has ended.
     pub fn new(
         bound: Bound,
         engine: Arc<Engine>,
-        stopping: watch::Receiver<bool>,
+        mut stopping: watch::Receiver<bool>,
     ) -> io::Result<(Self, mpsc::Receiver<()>)> {
         let socket = match bound {
             Bound::Inet(listener) => Socket::Inet(TcpListener::from_std(listener)?),
             Bound::Unix(listener) => Socket::Unix(UnixListener::from_std(listener)?),
         };
-        let mut stop = stopping.clone();
         let (alive, ended) = mpsc::channel(1);
-        let listener = Self {
-            socket: Some(socket),
-            pause: None,
-            stop: Box::pin(async move {
-                // An error means that the daemon itself is gone.
-                let _ = stop.wait_for(|stopping| *stopping).await;
-            }),
-            watched: Watched { engine, stopping, alive },
-        };
-        Ok((listener, ended))
+        let stop = Box::pin(async move {
+            // An error means that the daemon itself is gone.
+            let _ = stopping.wait_for(|stopping| *stopping).await;
+        });
+        Ok((Self { socket: Some(socket), pause: None, stop, engine, alive }, ended))
     }
-}
 
-impl indymilter::Listener for Listener {
-    type Io = Stream;
-
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Stream>> {
+    /// The next connection. Pending for ever once it is told to stop.
+    pub fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<(Transport, Alive)> {
         let Some(socket) = &self.socket else { return Poll::Pending };
         if self.stop.as_mut().poll(cx).is_ready() {
             self.socket = None;
-            // No more streams: a sender that can never be used takes the place of ours.
-            self.watched.alive = mpsc::channel(1).0;
+            // A sender that nobody waits for takes the place of ours.
+            self.alive = mpsc::channel(1).0;
             return Poll::Pending;
         }
         loop {
@@ -186,18 +178,16 @@ impl indymilter::Listener for Listener {
             }
             let accepted = match socket {
                 Socket::Inet(listener) => {
-                    ready!(listener.poll_accept(cx)).map(|(stream, _)| Transport::Inet(stream))
+                    ready!(listener.poll_accept(cx)).map(|(stream, _)| Transport::inet(stream))
                 }
                 Socket::Unix(listener) => {
                     ready!(listener.poll_accept(cx)).map(|(stream, _)| Transport::Unix(stream))
                 }
             };
             match accepted {
-                Ok(transport) => {
-                    return Poll::Ready(Ok(Stream::new(transport, self.watched.clone())));
-                }
+                Ok(transport) => return Poll::Ready((transport, self.alive.clone())),
                 Err(error) => {
-                    self.watched.engine.failed(Failure::Accept, &error);
+                    self.engine.failed(Failure::Accept, &error);
                     // What the peer did is over; what we lack is still lacking.
                     if error.kind() != ErrorKind::ConnectionAborted {
                         self.pause = Some(Box::pin(tokio::time::sleep(ACCEPT_PAUSE)));
@@ -208,105 +198,45 @@ impl indymilter::Listener for Listener {
     }
 }
 
-enum Transport {
+/// A connection of either kind.
+pub enum Transport {
+    /// Over TCP.
     Inet(TcpStream),
+    /// Over a unix socket.
     Unix(UnixStream),
 }
 
-/// The stream of one milter connection, its frames watched.
-pub struct Stream {
-    transport: Transport,
-    frames: Frames,
-    /// What came and has not been read yet.
-    came: Vec<u8>,
-    read: usize,
-    over: Over,
-    watched: Watched,
-}
-
-/// Who ended the connection.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Over {
-    /// Nobody yet; dropped now, it was us.
-    NotYet,
-    /// The MTA, or an error that has been counted.
-    Done,
-}
-
-impl Stream {
-    fn new(transport: Transport, watched: Watched) -> Self {
-        if let Transport::Inet(stream) = &transport {
-            // Every reply is one small write that the MTA waits for.
-            let _ = stream.set_nodelay(true);
-        }
-        let (frames, came) = (Frames::default(), Vec::new());
-        Self { transport, frames, came, read: 0, over: Over::NotYet, watched }
+impl Transport {
+    fn inet(stream: TcpStream) -> Self {
+        // Every reply is one small write that the MTA waits for.
+        let _ = stream.set_nodelay(true);
+        Self::Inet(stream)
     }
 }
 
-impl Drop for Stream {
-    fn drop(&mut self) {
-        let ended_by_us = self.over == Over::NotYet && !self.frames.quit();
-        if ended_by_us && !*self.watched.stopping.borrow() {
-            let detail = "a command that could not be read, or none for two hours";
-            self.watched.engine.failed(Failure::Frame, &detail);
-        }
-    }
-}
-
-impl AsyncRead for Stream {
+impl AsyncRead for Transport {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        while this.read == this.came.len() {
-            this.came.clear();
-            this.read = 0;
-            let mut bytes = [0; 2048];
-            let mut part = ReadBuf::new(&mut bytes);
-            let polled = match &mut this.transport {
-                Transport::Inet(stream) => Pin::new(stream).poll_read(cx, &mut part),
-                Transport::Unix(stream) => Pin::new(stream).poll_read(cx, &mut part),
-            };
-            if let Err(error) = ready!(polled) {
-                this.over = Over::Done;
-                return Poll::Ready(Err(error));
-            }
-            if part.filled().is_empty() {
-                this.over = Over::Done;
-                return Poll::Ready(Ok(()));
-            }
-            if let Err(nonsense) = this.frames.pass(part.filled(), &mut this.came) {
-                this.over = Over::Done;
-                this.watched.engine.failed(Failure::Frame, &nonsense);
-                return Poll::Ready(Err(io::Error::new(ErrorKind::InvalidData, nonsense)));
-            }
+        match self.get_mut() {
+            Self::Inet(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
         }
-        let unread = &this.came[this.read..];
-        let part = &unread[..unread.len().min(buf.remaining())];
-        buf.put_slice(part);
-        this.read += part.len();
-        Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for Transport {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = ready!(match &mut this.transport {
-            Transport::Inet(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Transport::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
-        });
-        if written.is_err() {
-            this.over = Over::Done;
+        match self.get_mut() {
+            Self::Inet(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
-        Poll::Ready(written)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -315,9 +245,9 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().transport {
-            Transport::Inet(stream) => Pin::new(stream).poll_shutdown(cx),
-            Transport::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        match self.get_mut() {
+            Self::Inet(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -15,124 +15,33 @@ use indymilter::{
     Actions, CallbackFuture, Callbacks, Config, Context, EomContext, MacroStage, Macros,
     NegotiateContext, ProtoOpts, SetErrorReply, SmtpReply, SocketInfo, Status,
 };
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
-use super::address::Address as ListenAddress;
-use super::listener::{Bound, Listener, Ownership};
-use crate::engine::{Answer, Engine, Session, Speak};
-use crate::setting::{Complaint, OrNone};
+use super::listener::{Acceptor, Bound};
+use super::stream::Listener;
+use crate::engine::{Answer, Door, Engine, Session};
 use crate::smtp::address::{Address, ClientText};
 use crate::smtp::client::Client;
 use crate::smtp::event::{Event, Fate};
 use crate::telemetry::Failure;
-
-/// `[[listen]]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Params {
-    /// Where the MTA finds the milter.
-    pub milter: ListenAddress,
-    /// When a session that is refused at its beginning hears of it.
-    #[serde(default)]
-    pub speak: Speak,
-    /// Owner of a unix socket.
-    #[serde(default)]
-    pub socket_owner: OrNone<String>,
-    /// Group of a unix socket.
-    #[serde(default)]
-    pub socket_group: OrNone<String>,
-    /// Permission bits of a unix socket, in octal.
-    #[serde(default)]
-    pub socket_mode: Permissions,
-}
-
-/// Permission bits, written in octal: `"0660"`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Permissions(pub u32);
-
-impl Default for Permissions {
-    fn default() -> Self {
-        Self(0o660)
-    }
-}
-
-impl std::str::FromStr for Permissions {
-    type Err = crate::setting::Expected;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let bits = u32::from_str_radix(text, 8).ok().filter(|bits| *bits <= 0o777);
-        let expected = r#"permission bits in octal, such as "0660""#;
-        bits.map(Self).ok_or_else(|| crate::setting::Expected::new(expected))
-    }
-}
-
-impl std::fmt::Display for Permissions {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:04o}", self.0)
-    }
-}
-
-crate::setting::as_text!(Permissions);
-
-impl Default for Params {
-    fn default() -> Self {
-        let address = std::net::SocketAddr::from(([127, 0, 0, 1], 7421));
-        Self {
-            milter: ListenAddress::Inet(address),
-            speak: Speak::default(),
-            socket_owner: OrNone::None,
-            socket_group: OrNone::None,
-            socket_mode: Permissions::default(),
-        }
-    }
-}
-
-impl Params {
-    /// What makes no sense.
-    pub fn check(&self) -> Vec<Complaint> {
-        let ListenAddress::Inet(_) = self.milter else { return Vec::new() };
-        let plain = Self::default();
-        let unix_only = |key, set: bool| {
-            set.then(|| Complaint::error(key, "only a unix socket has an owner, group and mode"))
-        };
-        [
-            unix_only("socket_owner", self.socket_owner != plain.socket_owner),
-            unix_only("socket_group", self.socket_group != plain.socket_group),
-            unix_only("socket_mode", self.socket_mode != plain.socket_mode),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
-    }
-
-    /// Binds the socket.
-    pub fn bind(&self) -> io::Result<Bound> {
-        let ownership = Ownership {
-            owner: self.socket_owner.clone().into(),
-            group: self.socket_group.clone().into(),
-            mode: self.socket_mode.0,
-        };
-        Bound::bind(&self.milter, &ownership)
-    }
-}
 
 /// Serves a socket until `stopping` becomes true and its sessions have ended, or the grace is
 /// over.
 pub async fn serve(
     bound: Bound,
     engine: Arc<Engine>,
-    speak: Speak,
+    door: Door,
     max_sessions: usize,
     stopping: watch::Receiver<bool>,
     grace: Duration,
 ) -> io::Result<()> {
-    let (listener, ended) = Listener::new(bound, engine.clone(), stopping.clone())?;
+    let (acceptor, ended) = Acceptor::new(bound, engine.clone(), stopping.clone())?;
+    let listener = Listener { acceptor, engine: engine.clone(), stopping: stopping.clone() };
     // indymilter's own default of two hours for the next command stays: an MTA's session may be
     // as long.
     let config = Config { max_connections: max_sessions, ..Config::default() };
     let drained = drained(stopping, ended, grace);
-    indymilter::run(listener, callbacks(engine, speak), config, drained).await
+    indymilter::run(listener, callbacks(engine, door), config, drained).await
 }
 
 async fn drained(
@@ -153,27 +62,30 @@ const WANTED: ProtoOpts = ProtoOpts::NO_UNKNOWN
     .union(ProtoOpts::REJECTED_RCPT);
 
 /// Macros by the stage in which they are read. An old value lingers in later ones.
-const MACROS: [(MacroStage, &CStr); 4] = [
+const MACROS: [(MacroStage, &CStr); 5] = [
     (
         MacroStage::Connect,
         c"j {client_addr} {client_ptr} {client_resolve} {client_connections} {daemon_name} {daemon_port}",
     ),
     (MacroStage::Mail, c"{auth_authen} {auth_type} {mail_addr} {tls_version}"),
     (MacroStage::Rcpt, c"{rcpt_mailer} {rcpt_host} {rcpt_addr}"),
+    // Sendmail 8.17 sends the macros of the end of message only to who has asked for some at the
+    // end of the header as well: its milter.c tests the wrong flag.
+    (MacroStage::Eoh, c"i"),
     (MacroStage::Eom, c"i {msg_size}"),
 ];
 
 /// The callbacks of a milter over this engine.
-pub fn callbacks(engine: Arc<Engine>, speak: Speak) -> Callbacks<Session> {
+pub fn callbacks(engine: Arc<Engine>, door: Door) -> Callbacks<Session> {
     Callbacks::new()
         .on_negotiate(|cx, actions, opts| done(negotiate(cx, actions, opts)))
-        .on_connect(move |cx, name, socket| done(connect(cx, &engine, speak, &name, &socket)))
+        .on_connect(move |cx, name, socket| done(connect(cx, &engine, &door, &name, &socket)))
         .on_helo(|cx, name| {
             done(ask(cx, |_| Event::Helo { name: ClientText::new(name.as_bytes()) }))
         })
         .on_mail(|cx, args| done(ask(cx, |macros| mail(&args, macros))))
         .on_rcpt(|cx, args| done(ask(cx, |macros| recipient(&args, macros))))
-        .on_data(|cx| done(ask(cx, |_| Event::Data)))
+        .on_data(|cx| done(ask(cx, |_| Event::Data { unseen: 0 })))
         .on_eom(|cx| done(end_of_message(cx)))
         .on_abort(|cx| done(ask(cx, |_| Event::Abort)))
         .on_close(|cx| {
@@ -199,38 +111,41 @@ fn negotiate(cx: &mut NegotiateContext<Session>, offered: Actions, opts: ProtoOp
 fn connect(
     cx: &mut Context<Session>,
     engine: &Arc<Engine>,
-    speak: Speak,
+    door: &Door,
     name: &CStr,
     socket: &SocketInfo,
 ) -> Status {
     let address = match socket {
-        SocketInfo::Inet(address) => Some(address.ip()),
+        SocketInfo::Inet(address) => Some((address.ip(), Some(address.port()))),
         SocketInfo::Unix(_) | SocketInfo::Unknown => {
             text(&cx.macros, c"{client_addr}").and_then(|address| {
-                address.strip_prefix("IPv6:").unwrap_or(address).parse::<IpAddr>().ok()
+                let address = address.strip_prefix("IPv6:").unwrap_or(address);
+                address.parse::<IpAddr>().ok().map(|address| (address, None))
             })
         }
     };
-    let Some(address) = address else {
+    let Some((address, port)) = address else {
         // Without a session every later command of this client is answered with Continue.
         engine.failed(Failure::Address, &"a client has no address that can be read");
         return Status::Continue;
     };
     let mut client = Client::new(address);
-    if let Some(name) = confirmed(name, &cx.macros) {
-        client = client.named(name);
-    }
-    cx.data = Some(engine.session(client, speak));
+    client.port = port;
+    client = with_name(client, name, text(&cx.macros, c"{client_resolve}"));
+    cx.data = Some(engine.session(client, door.clone()));
     ask(cx, |_| Event::Connect)
 }
 
-/// The client's name if the MTA has confirmed it. Postfix says `unknown` otherwise; Sendmail gives
-/// the address in brackets, or a name and says in `{client_resolve}` that it does not hold.
-fn confirmed<'a>(name: &'a CStr, macros: &Macros) -> Option<&'a str> {
-    let holds = text(macros, c"{client_resolve}").is_none_or(|resolved| resolved == "OK");
-    let name = name.to_str().ok()?;
+/// The client with its name, if the MTA has confirmed it. Postfix says `unknown` otherwise; Sendmail
+/// gives the address in brackets, or a name that does not hold, as `{client_resolve}` tells.
+fn with_name(client: Client, name: &CStr, resolved: Option<&str>) -> Client {
+    let name = name.to_str().unwrap_or_default();
     let is_name = !name.is_empty() && name != "unknown" && !name.starts_with('[');
-    (is_name && holds).then_some(name)
+    match resolved {
+        Some("TEMP") => client.of_unsure_name(),
+        Some("OK") | None if is_name => client.named(name),
+        _ => client,
+    }
 }
 
 fn mail(args: &[CString], macros: &Macros) -> Event {
@@ -241,14 +156,22 @@ fn mail(args: &[CString], macros: &Macros) -> Event {
         let (key, value) = p.split_once('=')?;
         key.eq_ignore_ascii_case("SIZE").then(|| value.parse().ok())?
     });
-    let user = text(macros, c"{auth_authen}").filter(|user| !user.is_empty());
-    Event::Mail { sender: Address::new(path), size, user: user.map(Into::into) }
+    let user = macros.get(c"{auth_authen}").filter(|user| !user.is_empty());
+    let user = user.map(|user| ClientText::new(user.to_bytes()));
+    let tls = text(macros, c"{tls_version}").is_some_and(|version| !version.is_empty());
+    Event::Mail { sender: Address::new(path), size, user, tls }
 }
 
 fn recipient(args: &[CString], macros: &Macros) -> Event {
     let path = args.first().map_or(&b""[..], |path| path.as_bytes());
-    let refused = text(macros, c"{rcpt_mailer}") == Some("error");
-    let fate = if refused { Fate::Rejected } else { Fate::Offered };
+    let host = text(macros, c"{rcpt_host}").unwrap_or_default();
+    let fate = match text(macros, c"{rcpt_mailer}") {
+        // RFC 3463 section 3.2: these two speak of the sender.
+        Some("error") if matches!(host, "5.1.7" | "5.1.8") => Fate::Rejected,
+        Some("error") if host.starts_with("5.1.") => Fate::Unknown,
+        Some("error") => Fate::Rejected,
+        _ => Fate::Offered,
+    };
     Event::Recipient { address: Address::new(path), fate }
 }
 

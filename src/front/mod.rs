@@ -3,5 +3,8 @@
 pub mod address;
 pub mod frames;
 pub mod http;
+pub mod listen;
 pub mod listener;
 pub mod milter;
+pub mod policyd;
+pub mod stream;

@@ -61,6 +61,11 @@ impl Gcra {
         quota.amount_in(self.empty_at.since(now).as_nanos() as u64)
     }
 
+    /// The meter as an enforced limit keeps it, which attempts cannot make run away.
+    pub fn capped(self, quota: &Quota, now: Time) -> Self {
+        Self { empty_at: self.clamped(quota, now) }
+    }
+
     /// The arrival time as an enforced limit reads it: at most a burst and the largest debt
     /// ahead, so that a clock which stepped back, or a shadow which becomes enforced, locks
     /// nobody out.

@@ -11,6 +11,13 @@ use std::hash::Hasher;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key([u64; 2]);
 
+impl Key {
+    /// Half of it, where sixty-four bits are enough.
+    pub fn to_u64(self) -> u64 {
+        self.0[0]
+    }
+}
+
 /// The secret that keys are made with. Sixteen bytes from the system's random numbers.
 #[derive(Clone)]
 pub struct Secret([u8; 16]);

@@ -64,6 +64,13 @@ impl Quota {
         self.burst.get()
     }
 
+    /// Whether what passes this quota always passes the other.
+    pub fn is_at_least_as_strict_as(&self, other: &Self) -> bool {
+        let rate =
+            |quota: &Self, per: &Self| u128::from(quota.count.get()) * u128::from(per.period.get());
+        rate(self, other) <= rate(other, self) && self.burst <= other.burst
+    }
+
     /// The time after which `amount` has flowed off, in nanoseconds, rounded up.
     pub(super) fn cost_ns(&self, amount: u64) -> u64 {
         let exact = u128::from(amount) * u128::from(self.period.get());

@@ -14,8 +14,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixMap;
 use serde::{Deserialize, Serialize};
 
-use super::decision::{Decision, Exemption, Refusal, Why};
+use super::decision::{Decision, Exemption, Refusal, Requirement, Why};
 use super::signal::{Context, Ledger, Round, Signal};
+use super::standing::Standing;
 use crate::meter::units::Span;
 use crate::setting::{Complaint, Expected, Mode, as_text};
 use crate::smtp::address::Address;
@@ -37,6 +38,23 @@ pub struct Params {
     pub exempt_recipients: Vec<String>,
     /// The wait told where none can be computed.
     pub retry: Span,
+    /// What recipient domains ask of their clients.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub require: Vec<Require>,
+}
+
+/// `[[access.require]]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Require {
+    /// The domain that asks.
+    pub recipient_domain: String,
+    /// Whether the session must be encrypted.
+    #[serde(default)]
+    pub tls: bool,
+    /// Who may send to it; nobody named: everybody.
+    #[serde(default)]
+    pub clients: Vec<Entry>,
 }
 
 impl Default for Params {
@@ -48,6 +66,7 @@ impl Default for Params {
             exempt_authenticated: true,
             exempt_recipients: vec!["postmaster".into(), "abuse".into()],
             retry: Span::secs(900),
+            require: Vec::new(),
         }
     }
 }
@@ -95,15 +114,31 @@ impl Display for Entry {
 
 as_text!(Entry);
 
-/// The signal: lists of clients, looked up by longest match.
+/// The signal.
 pub struct Access {
-    ipv4: PrefixMap<Ipv4Net, Listed>,
-    ipv6: PrefixMap<Ipv6Net, Listed>,
-    names: HashMap<Box<str>, Listed>,
+    clients: Lists,
     exempt_authenticated: bool,
     exempt_recipients: Vec<Box<str>>,
     retry: Span,
-    template: Arc<Template>,
+    denied: Arc<Template>,
+    /// By recipient domain, in lower case.
+    required: HashMap<Box<str>, Required>,
+    tls_required: Arc<Template>,
+    not_listed: Arc<Template>,
+}
+
+/// What one recipient domain asks.
+struct Required {
+    tls: bool,
+    clients: Option<Lists>,
+}
+
+/// Lists of clients, looked up by longest match.
+#[derive(Default)]
+struct Lists {
+    ipv4: PrefixMap<Ipv4Net, Listed>,
+    ipv6: PrefixMap<Ipv6Net, Listed>,
+    names: HashMap<Box<str>, Listed>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,8 +147,12 @@ enum Listed {
     Denied,
 }
 
-const REPLY: &str =
+const DENIED: &str =
     "421 4.7.0 {hostname} Mail from your network is not accepted now; retry in {wait} seconds";
+const TLS_REQUIRED: &str =
+    "421 4.7.0 {hostname} TLS required for {recipient_domain}; retry in {wait} seconds";
+const NOT_LISTED: &str = "421 4.7.0 {hostname} Your network is not in the allowlist for \
+                          {recipient_domain}; retry in {wait} seconds";
 
 impl Access {
     /// Builds the lists; `read` returns the text of a file they name.
@@ -123,30 +162,70 @@ impl Access {
         params: &Params,
         read: impl Fn(&Path) -> std::io::Result<String>,
     ) -> Result<Self, Vec<Complaint>> {
+        let template = |text: &str| Arc::new(text.parse().expect("a test reads every reply here"));
+        let lower = |text: &String| text.to_ascii_lowercase().into();
         let mut access = Self {
-            ipv4: PrefixMap::new(),
-            ipv6: PrefixMap::new(),
-            names: HashMap::new(),
+            clients: Lists::default(),
             exempt_authenticated: params.exempt_authenticated,
-            exempt_recipients: params
-                .exempt_recipients
-                .iter()
-                .map(|recipient| recipient.to_ascii_lowercase().into())
-                .collect(),
+            exempt_recipients: params.exempt_recipients.iter().map(lower).collect(),
             retry: params.retry,
-            template: Arc::new(REPLY.parse().expect("a test reads the default reply")),
+            denied: template(DENIED),
+            required: HashMap::new(),
+            tls_required: template(TLS_REQUIRED),
+            not_listed: template(NOT_LISTED),
         };
         let mut complaints = Vec::new();
         // Denied first: what stands on both lists is overwritten.
         for (key, list, listed) in
             [("deny", &params.deny, Listed::Denied), ("allow", &params.allow, Listed::Allowed)]
         {
-            for entry in list {
-                let result = access.add(entry, listed, &read);
-                complaints.extend(result.err().map(|message| Complaint::error(key, message)));
+            complaints.extend(access.clients.add_all(key, list, listed, &read));
+        }
+        for require in &params.require {
+            let mut lists = Lists::default();
+            complaints.extend(lists.add_all("require", &require.clients, Listed::Allowed, &read));
+            let domain = lower(&require.recipient_domain);
+            if !require.tls && require.clients.is_empty() {
+                let message = format!("expected `tls = true` or `clients` for {domain}");
+                complaints.push(Complaint::error("require", message));
+            }
+            let clients = (!require.clients.is_empty()).then_some(lists);
+            let required = Required { tls: require.tls, clients };
+            if access.required.insert(domain, required).is_some() {
+                let message = format!("expected {} only once", require.recipient_domain);
+                complaints.push(Complaint::error("require", message));
             }
         }
         if complaints.is_empty() { Ok(access) } else { Err(complaints) }
+    }
+
+    fn exempts(&self, recipient: &Address) -> bool {
+        let is = |text: &str| {
+            self.exempt_recipients.iter().any(|known| known.eq_ignore_ascii_case(text))
+        };
+        is(recipient.local()) || is(recipient.as_str())
+    }
+
+    fn lacks(&self, client: &Client, recipient: &Address) -> Option<Requirement> {
+        let required = self.required.get(recipient.domain())?;
+        if required.tls && !client.tls {
+            return Some(Requirement::Tls);
+        }
+        let listed = required.clients.as_ref()?.find(client);
+        listed.is_none().then_some(Requirement::Listed)
+    }
+}
+
+impl Lists {
+    fn add_all(
+        &mut self,
+        key: &'static str,
+        list: &[Entry],
+        listed: Listed,
+        read: &impl Fn(&Path) -> std::io::Result<String>,
+    ) -> Vec<Complaint> {
+        let add = |entry| self.add(entry, listed, read).err();
+        list.iter().filter_map(add).map(|message| Complaint::error(key, message)).collect()
     }
 
     fn add(
@@ -186,7 +265,7 @@ impl Access {
         Ok(())
     }
 
-    fn listed(&self, client: &Client) -> Option<(Listed, Entry)> {
+    fn find(&self, client: &Client) -> Option<(Listed, Entry)> {
         let by_address = match client.address() {
             IpAddr::V4(v4) => {
                 self.ipv4.get_lpm(&v4.into()).map(|(network, listed)| (*listed, network.into()))
@@ -196,13 +275,13 @@ impl Access {
             }
         };
         let by_address = by_address.map(|(listed, network)| (listed, Entry::Network(network)));
-        match self.listed_name(client) {
+        match self.find_name(client) {
             Some((Listed::Allowed, name)) => Some((Listed::Allowed, name)),
             by_name => by_address.or(by_name),
         }
     }
 
-    fn listed_name(&self, client: &Client) -> Option<(Listed, Entry)> {
+    fn find_name(&self, client: &Client) -> Option<(Listed, Entry)> {
         if self.names.is_empty() {
             return None;
         }
@@ -214,13 +293,6 @@ impl Access {
             rest = rest.split_once('.')?.1;
         }
     }
-
-    fn exempts(&self, recipient: &Address) -> bool {
-        let is = |text: &str| {
-            self.exempt_recipients.iter().any(|known| known.eq_ignore_ascii_case(text))
-        };
-        is(recipient.local()) || is(recipient.as_str())
-    }
 }
 
 impl Signal for Access {
@@ -228,15 +300,20 @@ impl Signal for Access {
         "access"
     }
 
+    fn standing(&self, cx: &Context<'_>) -> Option<Standing> {
+        let listed = self.clients.find(cx.client).map(|(listed, _)| listed);
+        (listed == Some(Listed::Allowed)).then_some(Standing::Trusted)
+    }
+
     fn assess(&self, cx: &Context<'_>, _: &Ledger, round: &mut Round) {
         if self.exempt_authenticated && cx.client.authenticated() {
             return round.exempt(Exemption::Authenticated);
         }
-        match self.listed(cx.client) {
+        match self.clients.find(cx.client) {
             Some((Listed::Allowed, _)) => return round.exempt(Exemption::Allowlisted),
             Some((Listed::Denied, entry)) if matches!(cx.event, Event::Connect) => {
                 let why = Why::Denied { entry };
-                let refusal = Refusal::new(Mode::Enforce, &self.template, why);
+                let refusal = Refusal::new(Mode::Enforce, &self.denied, why);
                 round.refuse(refusal.waiting(self.retry.duration()));
             }
             Some((Listed::Denied, _)) | None => {}
@@ -244,7 +321,18 @@ impl Signal for Access {
         if let Event::Recipient { address, .. } = cx.event
             && self.exempts(address)
         {
-            round.exempt(Exemption::Recipient);
+            return round.exempt(Exemption::Recipient);
+        }
+        if let Event::Recipient { address, .. } = cx.event
+            && let Some(what) = self.lacks(cx.client, address)
+        {
+            let template = match what {
+                Requirement::Tls => &self.tls_required,
+                Requirement::Listed => &self.not_listed,
+            };
+            let why = Why::Required { what, recipient_domain: address.domain().into() };
+            let refusal = Refusal::new(Mode::Enforce, template, why);
+            round.refuse(refusal.waiting(self.retry.duration()));
         }
     }
 
@@ -258,7 +346,7 @@ mod tests {
     fn listed(params: &Params, address: &str, name: &str) -> Option<Listed> {
         let access = Access::new(params, |_| Ok("# ours\n198.51.100.7\n\n".into())).unwrap();
         let client = Client::new(address.parse().unwrap()).named(name);
-        access.listed(&client).map(|(listed, _)| listed)
+        access.clients.find(&client).map(|(listed, _)| listed)
     }
 
     fn entries(texts: &[&str]) -> Vec<Entry> {

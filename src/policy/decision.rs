@@ -14,7 +14,7 @@ use crate::smtp::template::Template;
 /// Why an event was refused: one stable word, the same in logs, metrics, replies and the manual.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// The client stands on the denylist.
+    /// The client stands on the denylist, or a recipient domain asks for more.
     Access,
     /// Too many sessions at once.
     Sessions,
@@ -47,6 +47,15 @@ pub enum Exemption {
     Recipient,
 }
 
+/// What a recipient domain can ask of its clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Requirement {
+    /// An encrypted session.
+    Tls,
+    /// To be on the domain's list.
+    Listed,
+}
+
 /// The facts behind a refusal: what was measured, and against what.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Why {
@@ -71,6 +80,27 @@ pub enum Why {
         /// The quota.
         quota: Quota,
     },
+    /// Different values.
+    Distinct {
+        /// How many there were, with this one; an estimate.
+        count: u32,
+        /// How many there may be.
+        max: u32,
+        /// In which time.
+        window: Duration,
+    },
+    /// A quota has room again, but the wait for earlier offences is not over.
+    Penalty {
+        /// How many offences are remembered.
+        offences: u8,
+    },
+    /// A recipient domain that asks for more than this client offers.
+    Required {
+        /// What it asks for.
+        what: Requirement,
+        /// The domain.
+        recipient_domain: Box<str>,
+    },
     /// A triplet that must wait.
     Greylist {
         /// How long ago it was first seen.
@@ -84,9 +114,9 @@ impl Why {
     /// The reason it amounts to.
     pub const fn reason(&self) -> Reason {
         match self {
-            Self::Denied { .. } => Reason::Access,
+            Self::Denied { .. } | Self::Required { .. } => Reason::Access,
             Self::Sessions { .. } => Reason::Sessions,
-            Self::Rate { .. } => Reason::Rate,
+            Self::Rate { .. } | Self::Distinct { .. } | Self::Penalty { .. } => Reason::Rate,
             Self::Greylist { .. } => Reason::Greylist,
         }
     }
@@ -124,6 +154,19 @@ impl Display for Measured {
                 crate::meter::quota::Unit::Bytes => write!(f, "{}", Size::bytes(*used)),
             },
             (Why::Rate { quota, .. }, Side::Threshold) => write!(f, "{quota}"),
+            (Why::Distinct { count, .. }, Side::Value) => write!(f, "{count}"),
+            (Why::Distinct { max, window, .. }, Side::Threshold) => {
+                write!(f, "{max} in {}", Span::from(*window))
+            }
+            (Why::Penalty { offences }, Side::Value) => write!(f, "{offences} offences"),
+            (Why::Penalty { .. }, Side::Threshold) => f.write_str("penalty"),
+            (Why::Required { what: Requirement::Tls, .. }, Side::Value) => f.write_str("plain"),
+            (Why::Required { what: Requirement::Listed, .. }, Side::Value) => {
+                f.write_str("not listed")
+            }
+            (Why::Required { recipient_domain, .. }, Side::Threshold) => {
+                f.write_str(recipient_domain)
+            }
             (Why::Greylist { age, .. }, Side::Value) => write!(f, "{}", Span::from(*age)),
             (Why::Greylist { delay, .. }, Side::Threshold) => write!(f, "{}", Span::from(*delay)),
         }
@@ -151,6 +194,8 @@ pub struct Refusal {
     pub urgency: Urgency,
     /// Whether it holds for exempt clients as well.
     pub binds_exempt: bool,
+    /// Whether it speaks against the recipient for being one too many.
+    pub surplus: bool,
 }
 
 /// When a refusal is spoken.
@@ -175,6 +220,7 @@ impl Refusal {
             template: template.clone(),
             urgency: Urgency::Spoken,
             binds_exempt: false,
+            surplus: false,
         }
     }
 
@@ -201,6 +247,9 @@ pub struct Decision {
 impl Decision {
     /// Sorts what was said: the strongest first, then the longest wait.
     pub(super) fn new(exemption: Option<Exemption>, mut refusals: Vec<Refusal>) -> Self {
+        if refusals.is_empty() {
+            return Self { exemption, ..Self::default() };
+        }
         refusals.sort_by_key(|refusal| Reverse((refusal.action(), refusal.wait)));
         let (reasons, shadowed) = refusals.into_iter().partition(|r| r.mode == Mode::Enforce);
         Self { exemption, reasons, shadowed }

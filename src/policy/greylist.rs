@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::Bounds;
 use super::decision::{Decision, Reason, Refusal, Why};
 use super::signal::{Context, Ledger, Round, Signal};
+use super::standing::Standing;
+use super::when::When;
 use crate::clock::Time;
 use crate::meter::key::{Key, KeyMaker, Secret};
 use crate::meter::record::Record;
@@ -30,6 +32,8 @@ use crate::smtp::template::Template;
 pub struct Params {
     /// Whether it acts.
     pub mode: Mode,
+    /// To whom and to what it applies.
+    pub when: When,
     /// What makes two attempts the same.
     pub per: Vec<Dimension>,
     /// How long a first contact waits.
@@ -52,7 +56,11 @@ impl Default for Params {
     fn default() -> Self {
         Self {
             mode: Mode::Shadow,
-            per: vec![Dimension::Network, Dimension::Sender, Dimension::Recipient],
+            when: When {
+                standing: Some(vec![Standing::Unknown, Standing::Suspect]),
+                ..When::default()
+            },
+            per: vec![Dimension::Pool, Dimension::Sender, Dimension::Recipient],
             delay: Span::secs(5 * 60),
             window: Span::secs(2 * 86_400),
             proven_after: NonZeroU32::new(5).expect("five is not zero"),
@@ -70,6 +78,8 @@ const REPLY: &str = "451 4.7.1 {hostname} First contact; retry in {wait} seconds
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Dimension {
+    /// The mail system the client belongs to: another of its hosts may bring the retry.
+    Pool,
     /// The client's network.
     Network,
     /// The envelope sender.
@@ -82,8 +92,8 @@ impl Params {
     /// What makes no sense.
     pub fn check(&self) -> Vec<Complaint> {
         let mut complaints = Vec::new();
-        if !self.per.contains(&Dimension::Network) {
-            let message = "expected \"network\" among them: senders and recipients can be forged";
+        if !self.per.iter().any(|d| matches!(d, Dimension::Pool | Dimension::Network)) {
+            let message = "expected \"pool\" or \"network\": senders and recipients can be forged";
             complaints.push(Complaint::error("per", message));
         }
         if self.delay.duration().is_zero() {
@@ -136,6 +146,7 @@ impl Memory {
     pub(super) fn signal(&self, params: &Params) -> Option<Greylist> {
         (params.mode != Mode::Off).then(|| Greylist {
             mode: params.mode,
+            when: params.when.clone(),
             per: params.per.clone(),
             delay: params.delay.duration(),
             window: params.window.duration(),
@@ -225,6 +236,7 @@ pub(super) struct Ready {
 /// The signal.
 pub struct Greylist {
     mode: Mode,
+    when: When,
     per: Vec<Dimension>,
     delay: Duration,
     window: Duration,
@@ -244,8 +256,8 @@ pub struct Greylist {
 /// What is known of a triplet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Acquaintance {
-    /// Its client is proven, or it has passed before.
-    Known,
+    /// Its client is proven, or it has passed before; remembered until then.
+    Known { until: Time },
     /// It waits since then, and has waited long enough.
     Back,
     /// It waits since then.
@@ -256,16 +268,14 @@ enum Acquaintance {
 
 impl Greylist {
     fn acquaintance(&self, cx: &Context<'_>, recipient: &Address) -> Acquaintance {
-        let proven = |client: Option<&Proven>| {
-            client.is_some_and(|c| c.passes >= self.proven_after && !c.forgettable(cx.now))
-        };
-        if self.proven.read(self.client(cx), proven) {
-            return Acquaintance::Known;
-        }
+        // The triplet before its client: mostly it is the one that is known, and each look into a
+        // large table is cold memory.
         let triplet = self.triplet(cx, recipient);
-        let known = |passed: Option<&Passed>| passed.is_some_and(|p| !p.forgettable(cx.now));
-        if self.passed.read(triplet, known) {
-            return Acquaintance::Known;
+        let known = |passed: Option<&Passed>| {
+            passed.filter(|passed| !passed.forgettable(cx.now)).map(|passed| passed.until)
+        };
+        if let Some(until) = self.passed.read(triplet, known).or_else(|| self.proven_until(cx)) {
+            return Acquaintance::Known { until };
         }
         match self.pending.read(triplet, |pending| pending.copied()) {
             Some(pending) if pending.forgettable(cx.now) => Acquaintance::New,
@@ -278,8 +288,9 @@ impl Greylist {
     }
 
     fn triplet(&self, cx: &Context<'_>, recipient: &Address) -> Key {
-        let sender = cx.transaction.map_or("", |transaction| transaction.sender.as_str());
+        let sender = cx.sender().map(Address::without_tags).unwrap_or_default();
         let add = |maker: KeyMaker, dimension: &Dimension| match dimension {
+            Dimension::Pool => maker.part(b"pool").part(&cx.pool().octets()),
             Dimension::Network => maker.part(b"network").part(&cx.network.octets()),
             Dimension::Sender => maker.part(b"sender").part(sender.as_bytes()),
             Dimension::Recipient => maker.part(b"recipient").part(recipient.as_str().as_bytes()),
@@ -287,8 +298,32 @@ impl Greylist {
         self.per.iter().fold(self.triplets.clone(), add).finish()
     }
 
+    /// What is proven, and has its own bound of pending triplets: whatever a retry may come from.
     fn client(&self, cx: &Context<'_>) -> Key {
-        self.clients.clone().part(&cx.network.octets()).finish()
+        let maker = self.clients.clone();
+        match self.per.contains(&Dimension::Pool) {
+            true => maker.part(b"pool").part(&cx.pool().octets()),
+            false => maker.part(b"network").part(&cx.network.octets()),
+        }
+        .finish()
+    }
+
+    fn crowd(&self, cx: &Context<'_>) -> Key {
+        self.clients.clone().part(b"crowd").part(&cx.network.octets()).finish()
+    }
+
+    /// Until when the client is proven, if it is.
+    fn proven_until(&self, cx: &Context<'_>) -> Option<Time> {
+        let proven = |client: Option<&Proven>| {
+            let proven = client.filter(|c| c.passes >= self.proven_after && !c.forgettable(cx.now));
+            proven.map(|proven| proven.until)
+        };
+        self.proven.read(self.client(cx), proven)
+    }
+
+    /// Whether it has nothing to say about this recipient.
+    fn passes_over(&self, cx: &Context<'_>, recipient: &Address) -> bool {
+        self.exempts(recipient) || !self.when.holds(cx)
     }
 
     fn exempts(&self, recipient: &Address) -> bool {
@@ -308,11 +343,11 @@ impl Greylist {
 
     /// When a triplet may come back, if it must; nothing if it may pass.
     fn ready(&self, cx: &Context<'_>, recipient: &Address) -> Option<Ready> {
-        if self.exempts(recipient) {
+        if self.passes_over(cx, recipient) {
             return None;
         }
         let first = match self.acquaintance(cx, recipient) {
-            Acquaintance::Known | Acquaintance::Back => return None,
+            Acquaintance::Known { .. } | Acquaintance::Back => return None,
             // Nothing can be stored, so no retry could ever pass.
             Acquaintance::New if self.pending.is_full() => return None,
             Acquaintance::New => cx.now,
@@ -322,7 +357,7 @@ impl Greylist {
     }
 
     fn store(&self, cx: &Context<'_>, recipient: &Address) {
-        let room = self.crowds.write(self.client(cx), |crowd| {
+        let room = self.crowds.write(self.crowd(cx), |crowd| {
             if crowd.forgettable(cx.now) {
                 *crowd = Crowd { stored: 0, until: cx.now + self.window };
             }
@@ -349,7 +384,9 @@ impl Greylist {
                 let passes = if proven.forgettable(cx.now) { 0 } else { proven.passes };
                 *proven = Proven { passes: passes.saturating_add(1), until };
             });
-            self.crowds.write_known(client, |crowd| crowd.stored = crowd.stored.saturating_sub(1));
+            self.crowds.write_known(self.crowd(cx), |crowd| {
+                crowd.stored = crowd.stored.saturating_sub(1);
+            });
         }
     }
 
@@ -365,7 +402,10 @@ impl Greylist {
         let others_refuse =
             decision.reasons().iter().any(|refusal| refusal.why.reason() != Reason::Greylist);
         match self.acquaintance(cx, recipient) {
-            Acquaintance::Known => self.refresh(cx, recipient),
+            // Written anew some hundred times a `forget` at most: it takes as long as the rest.
+            Acquaintance::Known { until } if cx.now + (self.forget - self.forget / 128) < until => {
+            }
+            Acquaintance::Known { .. } => self.refresh(cx, recipient),
             // In shadow mode as if nothing had been refused: the sender has no reason to come
             // back, so its next message must not look like another first contact.
             Acquaintance::New | Acquaintance::Waiting { .. } if self.mode == Mode::Shadow => {
@@ -385,10 +425,14 @@ impl Signal for Greylist {
         "greylist"
     }
 
+    fn standing(&self, cx: &Context<'_>) -> Option<Standing> {
+        self.proven_until(cx).map(|_| Standing::Proven)
+    }
+
     fn assess(&self, cx: &Context<'_>, ledger: &Ledger, round: &mut Round) {
         let ready = match cx.event {
             Event::Recipient { address, .. } if !self.speaks_at_data() => self.ready(cx, address),
-            Event::Data => ledger.ready,
+            Event::Data { .. } => ledger.ready,
             _ => None,
         };
         if let Some(ready) = ready {
@@ -399,18 +443,20 @@ impl Signal for Greylist {
     fn settle(&self, cx: &Context<'_>, decision: &Decision, ledger: &mut Ledger) {
         match cx.event {
             Event::Recipient { address, fate: Fate::Offered } if decision.exemption().is_none() => {
-                if self.speaks_at_data() {
+                // Who was refused otherwise will come back in another message.
+                if self.speaks_at_data() && decision.passes() {
                     let latest = ledger.ready.into_iter().chain(self.ready(cx, address));
                     ledger.ready = latest.max_by_key(|ready| ready.at);
                 }
-                if !self.exempts(address) {
+                // Who is proven is not asked, but seen.
+                if cx.standing == Standing::Proven || !self.passes_over(cx, address) {
                     self.meet(cx, address, decision);
                 }
             }
             Event::Mail { .. } | Event::EndOfMessage { .. } | Event::Abort | Event::Disconnect => {
                 ledger.ready = None;
             }
-            Event::Recipient { .. } | Event::Connect | Event::Helo { .. } | Event::Data => {}
+            Event::Recipient { .. } | Event::Connect | Event::Helo { .. } | Event::Data { .. } => {}
         }
     }
 }

@@ -8,6 +8,8 @@ pub mod decision;
 pub mod greylist;
 pub mod limit;
 pub mod signal;
+pub mod standing;
+pub mod when;
 
 use std::net::IpAddr;
 
@@ -15,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use self::decision::{Decision, Reason, Refusal};
 use self::signal::{Context, Ledger, Round, Signal};
+use self::standing::Standing;
 use crate::clock::Time;
 use crate::meter::key::Secret;
 use crate::setting::Complaint;
@@ -24,6 +27,7 @@ use crate::smtp::reply::{Action, Code, Enhanced};
 
 /// What the signals remember. It outlives every policy.
 pub struct Memory {
+    secret: Secret,
     /// Meters and gauges of limits.
     pub limits: limit::Memory,
     /// Triplets.
@@ -43,9 +47,15 @@ impl Memory {
     /// Empty memory.
     pub fn new(secret: &Secret, bounds: Bounds) -> Self {
         Self {
+            secret: secret.clone(),
             limits: limit::Memory::new(secret, bounds),
             greylist: greylist::Memory::new(secret, bounds),
         }
+    }
+
+    /// The secret that keys are made with.
+    pub fn secret(&self) -> &Secret {
+        &self.secret
     }
 
     /// Forgets what has faded. Shard after shard, each locked for a moment.
@@ -55,10 +65,8 @@ impl Memory {
     }
 
     /// Entries of every table and how many new ones it had to turn away, by the table's name.
-    pub fn sizes(&self) -> [(&'static str, usize, u64); 6] {
-        let [meters, gauges] = self.limits.sizes();
-        let [pending, passed, proven, crowds] = self.greylist.sizes();
-        [meters, gauges, pending, passed, proven, crowds]
+    pub fn sizes(&self) -> impl Iterator<Item = (&'static str, usize, u64)> {
+        self.limits.sizes().into_iter().chain(self.greylist.sizes())
     }
 }
 
@@ -137,6 +145,12 @@ impl Policy {
         Network::of(address, self.prefixes)
     }
 
+    /// What a client that begins a session has earned: what the first signal to know says.
+    pub fn standing(&self, cx: &Context<'_>) -> Standing {
+        let known = self.signals.iter().find_map(|signal| signal.standing(cx));
+        known.unwrap_or(Standing::Unknown)
+    }
+
     /// Judges an event. Reads only.
     pub fn assess(&self, cx: &Context<'_>, ledger: &Ledger) -> Decision {
         if !can_be_refused(cx.event) {
@@ -171,7 +185,7 @@ impl Policy {
 /// cannot be refused again.
 fn can_be_refused(event: &Event) -> bool {
     match event {
-        Event::Connect | Event::Helo { .. } | Event::Mail { .. } | Event::Data => true,
+        Event::Connect | Event::Helo { .. } | Event::Mail { .. } | Event::Data { .. } => true,
         Event::Recipient { fate, .. } => *fate == Fate::Offered,
         Event::EndOfMessage { .. } | Event::Abort | Event::Disconnect => false,
     }
@@ -185,8 +199,8 @@ fn spare_the_accepted(cx: &Context<'_>, refusal: &mut Refusal) {
         return;
     }
     refusal.code = match refusal.why.reason() {
-        Reason::Rate => Code::Code452,
-        Reason::Access | Reason::Sessions | Reason::Greylist => Code::Code451,
+        Reason::Rate if refusal.surplus => Code::Code452,
+        Reason::Rate | Reason::Access | Reason::Sessions | Reason::Greylist => Code::Code451,
     };
     if refusal.code == Code::Code452 {
         refusal.enhanced = Enhanced::TOO_MANY_RECIPIENTS;

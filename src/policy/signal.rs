@@ -1,11 +1,16 @@
 //! What every signal is: it assesses, which reads, and it settles, the one moment it writes.
 
+use std::cell::OnceCell;
+
 use super::decision::{Decision, Exemption, Refusal};
 use super::greylist::Ready;
 use super::limit::{Charge, Hold};
+use super::standing::Standing;
 use crate::clock::Time;
+use crate::smtp::address::Address;
 use crate::smtp::client::{Client, Network};
 use crate::smtp::event::Event;
+use crate::smtp::pool::Pool;
 use crate::smtp::transaction::Transaction;
 
 /// One reason to think less or more of an event.
@@ -16,6 +21,11 @@ pub trait Signal: Send + Sync {
     /// Whether it is asked even about clients that are exempt.
     fn binds_exempt(&self) -> bool {
         false
+    }
+
+    /// What a client that begins a session has earned, as far as this signal knows.
+    fn standing(&self, _: &Context<'_>) -> Option<Standing> {
+        None
     }
 
     /// Judges an event. Reads only: the same call explains, and a round may be thrown away.
@@ -36,8 +46,52 @@ pub struct Context<'a> {
     pub client: &'a Client,
     /// What the client counts under.
     pub network: Network,
+    /// The mail system it belongs to, once somebody has asked for it: see [`Context::pool`].
+    pub pool: &'a OnceCell<Pool>,
+    /// What it has earned.
+    pub standing: Standing,
+    /// The address of the listener by which it came.
+    pub listener: &'a str,
+    /// Whether its going will be noticed.
+    pub ends: Ends,
     /// The transaction under way, without what this event would add to it.
     pub transaction: Option<&'a Transaction>,
+}
+
+/// Whether a front reports that a session, or a message that never came, has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    /// It does: the milter protocol.
+    Seen,
+    /// It does not: the policy service. What only an end gives back must not be taken.
+    Unseen,
+    /// It does not, but a milter listener of ours holds the same session and judges it by every
+    /// limit: here nothing is, or it would be charged twice.
+    SeenElsewhere,
+}
+
+impl<'a> Context<'a> {
+    /// The mail system the client belongs to. Found when it is first asked for, since it takes as
+    /// long as all the rest of a decision.
+    pub fn pool(&self) -> &'a Pool {
+        self.pool.get_or_init(|| Pool::of(self.client))
+    }
+
+    /// The envelope sender, from MAIL on.
+    pub fn sender(&self) -> Option<&'a Address> {
+        match self.event {
+            Event::Mail { sender, .. } => Some(sender),
+            _ => self.transaction.map(|transaction| &transaction.sender),
+        }
+    }
+
+    /// The envelope recipient, at RCPT.
+    pub fn recipient(&self) -> Option<&'a Address> {
+        match self.event {
+            Event::Recipient { address, .. } => Some(address),
+            _ => None,
+        }
+    }
 }
 
 /// The assessments of one event, gathered.
@@ -65,7 +119,7 @@ impl Round {
 }
 
 /// What a session has taken and must give back, and what it must remember until its end. Its size
-/// depends on the number of limits, and not on what a client does.
+/// depends on the number of limits and on the recipients of one message, which the MTA bounds.
 #[derive(Debug, Default)]
 pub struct Ledger {
     /// Places in gauges, until the session ends.

@@ -12,25 +12,54 @@ use super::address::ClientText;
 pub struct Client {
     /// Its address; an IPv4 address mapped into IPv6 is the IPv4 address (RFC 4291, 2.5.5.2).
     address: IpAddr,
-    /// Its forward-confirmed name, in lower case; none if it has none.
-    name: Option<Box<str>>,
+    /// The port it comes from, where that is known.
+    pub port: Option<u16>,
+    /// What is known of its name.
+    name: Name,
     /// The argument of its last HELO or EHLO.
     pub helo: Option<ClientText>,
     /// The name it has authenticated as.
-    pub user: Option<Box<str>>,
+    pub user: Option<ClientText>,
+    /// Whether the session is encrypted. Known from MAIL on.
+    pub tls: bool,
+}
+
+/// What is known of a client's name.
+#[derive(Clone, Debug)]
+enum Name {
+    /// It is forward-confirmed; in lower case.
+    Confirmed(Box<str>),
+    /// It has none that is.
+    None,
+    /// It could not be looked up.
+    Unsure,
 }
 
 impl Client {
     /// A client by its address.
     pub fn new(address: IpAddr) -> Self {
-        Self { address: address.to_canonical(), name: None, helo: None, user: None }
+        Self {
+            address: address.to_canonical(),
+            port: None,
+            name: Name::None,
+            helo: None,
+            user: None,
+            tls: false,
+        }
     }
 
     /// The same with a forward-confirmed name.
     #[must_use]
     pub fn named(mut self, name: &str) -> Self {
-        self.name = Some(name.trim_end_matches('.').to_ascii_lowercase().into());
+        let name = ClientText::new(name.trim_end_matches('.').as_bytes());
+        self.name = Name::Confirmed(name.as_str().to_ascii_lowercase().into());
         self
+    }
+
+    /// The same, its name not known for now: the look-up failed, which says nothing about it.
+    #[must_use]
+    pub fn of_unsure_name(self) -> Self {
+        Self { name: Name::Unsure, ..self }
     }
 
     /// Its address, never an IPv4-mapped one.
@@ -40,7 +69,15 @@ impl Client {
 
     /// Its forward-confirmed name.
     pub fn name(&self) -> Option<&str> {
-        self.name.as_deref()
+        match &self.name {
+            Name::Confirmed(name) => Some(name),
+            Name::None | Name::Unsure => None,
+        }
+    }
+
+    /// Whether it may have a name that could not be looked up.
+    pub fn name_is_unsure(&self) -> bool {
+        matches!(self.name, Name::Unsure)
     }
 
     /// Whether it has authenticated (RFC 4954).

@@ -19,7 +19,9 @@ pub enum Event {
         /// The size the client declared, in bytes (RFC 1870).
         size: Option<u64>,
         /// The name the client has authenticated as.
-        user: Option<Box<str>>,
+        user: Option<ClientText>,
+        /// Whether the session is encrypted.
+        tls: bool,
     },
     /// RCPT TO.
     Recipient {
@@ -29,7 +31,11 @@ pub enum Event {
         fate: Fate,
     },
     /// DATA: the envelope is complete.
-    Data,
+    Data {
+        /// Recipients accepted that this front was not asked about: a policy service that is
+        /// asked no sooner hears only their number.
+        unseen: u32,
+    },
     /// The message is complete, and nobody before us has refused it.
     EndOfMessage {
         /// Its true size in bytes, where the MTA tells.
@@ -46,12 +52,15 @@ pub enum Event {
 pub enum Fate {
     /// It would accept it.
     Offered,
-    /// It has refused it, and only lets us know.
+    /// It has refused it because there is no such mailbox (enhanced code 5.1.x), and only lets us
+    /// know.
+    Unknown,
+    /// It has refused it for another reason.
     Rejected,
 }
 
 /// The kind of an event, and its one name in logs, metrics and tests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// [`Event::Connect`]
     Connect,
@@ -107,7 +116,7 @@ impl Event {
             Self::Helo { .. } => Kind::Helo,
             Self::Mail { .. } => Kind::Mail,
             Self::Recipient { .. } => Kind::Recipient,
-            Self::Data => Kind::Data,
+            Self::Data { .. } => Kind::Data,
             Self::EndOfMessage { .. } => Kind::EndOfMessage,
             Self::Abort => Kind::Abort,
             Self::Disconnect => Kind::Disconnect,

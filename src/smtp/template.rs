@@ -152,6 +152,11 @@ impl Template {
         literals + self.places().map(Placeholder::room).sum::<usize>()
     }
 
+    /// Whether it asks for this.
+    pub fn asks_for(&self, wanted: Placeholder) -> bool {
+        self.places().any(|place| place == wanted)
+    }
+
     fn places(&self) -> impl Iterator<Item = Placeholder> {
         self.pieces.iter().filter_map(|piece| match piece {
             Piece::Place(place) => Some(*place),

@@ -7,13 +7,15 @@ use super::address::Address;
 pub struct Transaction {
     /// The reverse path.
     pub sender: Address,
+    /// The size the client declared, in bytes.
+    pub size: Option<u64>,
     /// Recipients accepted so far, by the MTA and by us.
     pub accepted: u32,
 }
 
 impl Transaction {
     /// A transaction with no recipient yet.
-    pub fn new(sender: Address) -> Self {
-        Self { sender, accepted: 0 }
+    pub fn new(sender: Address, size: Option<u64>) -> Self {
+        Self { sender, size, accepted: 0 }
     }
 }

@@ -27,7 +27,7 @@ pub fn check(
             writeln!(err, "no settings file: the built-in defaults hold")?;
             Settings::default()
         }
-        Some(Ok(Checked { settings, report })) => {
+        Some(Ok(Checked { settings, report, .. })) => {
             write!(err, "{report}")?;
             settings
         }

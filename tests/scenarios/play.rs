@@ -9,9 +9,10 @@
 //!
 //! - When, since the beginning: `+12s`, `+4m59s999ms`.
 //! - The session: its client's address, and a tag where a client has several.
-//! - Commands: `CONNECT [confirmed name]`, `HELO name`, `MAIL sender [SIZE=1KiB] [AUTH=user]`,
-//!   `RCPT recipient [REFUSED]` (the MTA itself has refused it), `DATA`, `END [SIZE=1KiB]` (the
-//!   message is complete), `RSET`, `QUIT` (or just gone).
+//! - Commands: `CONNECT [confirmed name]`, `HELO name`, `MAIL sender [SIZE=1KiB] [AUTH=user] [TLS]`
+//!   (the session is encrypted), `RCPT recipient [REFUSED|UNKNOWN]` (the MTA itself has refused it,
+//!   or knows no such mailbox), `DATA`, `END [SIZE=1KiB]` (the message is complete), `RSET`, `QUIT`
+//!   (or just gone).
 //! - What the last of them is answered; the others pass, and it passes too where nothing is said:
 //!   `pass`, `close REASON [LIMIT] wait=TIME`, `defer REASON [LIMIT] wait=TIME code=451`. The wait
 //!   is the true one, without jitter, to the millisecond and exactly.
@@ -80,8 +81,9 @@ pub(crate) fn engine(file: &str, settings: &str) -> (Arc<Engine>, Arc<ManualCloc
 
 fn read(file: &str, settings: &str) -> Settings {
     match Settings::parse(file, settings) {
-        Ok(Checked { settings, report }) if report.is_empty() => settings,
-        Ok(Checked { report, .. }) | Err(Unusable(report)) => panic!("{report}"),
+        // Warnings are for administrators; a story may be about what they warn of.
+        Ok(Checked { settings, .. }) => settings,
+        Err(Unusable(report)) => panic!("{report}"),
     }
 }
 
@@ -156,8 +158,7 @@ impl Stage {
                 if !argument.is_empty() {
                     client = client.named(argument);
                 }
-                let speak = self.settings.listen[0].speak;
-                let session = self.engine.session(client, speak);
+                let session = self.engine.session(client, self.settings.listen[0].door());
                 if self.sessions.insert(who.into(), session).is_some() {
                     return Err(format!("{who} has a session already; another needs a tag"));
                 }
@@ -167,16 +168,18 @@ impl Stage {
             "MAIL" => Event::Mail {
                 sender: Address::new(argument.as_bytes()),
                 size,
-                user: parameter(words, "AUTH=").map(Into::into),
+                user: parameter(words.clone(), "AUTH=").map(|u| ClientText::new(u.as_bytes())),
+                tls: words.any(|word| word == "TLS"),
             },
             "RCPT" => Event::Recipient {
                 address: Address::new(argument.as_bytes()),
                 fate: match words.nth(1) {
                     Some("REFUSED") => Fate::Rejected,
+                    Some("UNKNOWN") => Fate::Unknown,
                     _ => Fate::Offered,
                 },
             },
-            "DATA" => Event::Data,
+            "DATA" => Event::Data { unseen: 0 },
             "END" => Event::EndOfMessage { size },
             "RSET" => Event::Abort,
             "QUIT" => return Ok(None),

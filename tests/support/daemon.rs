@@ -17,11 +17,34 @@ pub const HOSTNAME: &str = "throttle.example.org";
 pub struct Daemon {
     /// The milter's address in Postfix's words, `inet:127.0.0.1:PORT` or `unix:PATH`.
     pub endpoint: String,
-    speak: &'static str,
+    /// The policy service's.
+    pub policy_endpoint: String,
+    /// Both, as the settings say it.
+    listen: String,
     http: SocketAddr,
     child: Child,
     log: Arc<Log>,
     folder: Folder,
+}
+
+/// What a milter listener is made of.
+struct Listener {
+    endpoint: String,
+    speak: &'static str,
+}
+
+/// How the daemon is run: by a command before its own (`prlimit --nofile=64`, say), and with these
+/// variables in its environment.
+#[derive(Default)]
+struct RunBy<'a> {
+    command: &'a [&'a str],
+    variables: &'a [(&'a str, &'a str)],
+}
+
+impl Listener {
+    fn none() -> Self {
+        Self { endpoint: String::new(), speak: "helo" }
+    }
 }
 
 /// The daemon's standard error, as a thread reads it.
@@ -45,39 +68,73 @@ impl Daemon {
 
     /// A listener with `speak = "mail"` is one where clients authenticate.
     pub fn speaking(speak: &'static str, policy: &str) -> Self {
-        Self::listening(Folder::new("daemon"), inet(), speak, &[], &[], policy)
+        let milter = Listener { endpoint: free_endpoint(), speak };
+        Self::listening(Folder::new("daemon"), milter, String::new(), RunBy::default(), policy)
     }
 
-    /// Run by this command (`prlimit --nofile=64`, say), with these variables in its environment.
+    /// Run by this command, with these variables in its environment.
     pub fn run_by(command: &[&str], variables: &[(&str, &str)], policy: &str) -> Self {
-        Self::listening(Folder::new("daemon"), inet(), "helo", command, variables, policy)
+        let milter = Listener { endpoint: free_endpoint(), speak: "helo" };
+        let run_by = RunBy { command, variables };
+        Self::listening(Folder::new("daemon"), milter, String::new(), run_by, policy)
     }
 
     /// Serves on a unix socket in the daemon's own folder.
     pub fn on_unix_socket(policy: &str) -> Self {
         let folder = Folder::new("daemon");
         let endpoint = format!("unix:{}/milter.sock", folder.path().display());
-        Self::listening(folder, endpoint, "helo", &[], &[], policy)
+        Self::listening(
+            folder,
+            Listener { endpoint, speak: "helo" },
+            String::new(),
+            RunBy::default(),
+            policy,
+        )
+    }
+
+    /// Serves as a policy service, and not as a milter.
+    pub fn policy_service(policy: &str) -> Self {
+        Self::listening(
+            Folder::new("daemon"),
+            Listener::none(),
+            free_endpoint(),
+            RunBy::default(),
+            policy,
+        )
+    }
+
+    /// The same on a unix socket.
+    pub fn policy_service_on_unix_socket(policy: &str) -> Self {
+        let folder = Folder::new("daemon");
+        let endpoint = format!("unix:{}/policy.sock", folder.path().display());
+        Self::listening(folder, Listener::none(), endpoint, RunBy::default(), policy)
+    }
+
+    /// Serves as both.
+    pub fn milter_and_policy_service(policy: &str) -> Self {
+        let milter = Listener { endpoint: free_endpoint(), speak: "helo" };
+        Self::listening(Folder::new("daemon"), milter, free_endpoint(), RunBy::default(), policy)
     }
 
     fn listening(
         folder: Folder,
-        endpoint: String,
-        speak: &'static str,
-        command: &[&str],
-        variables: &[(&str, &str)],
+        Listener { endpoint, speak }: Listener,
+        policy_endpoint: String,
+        run_by: RunBy<'_>,
         policy: &str,
     ) -> Self {
         let http = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let config = folder.write("postpone.toml", &settings(&endpoint, speak, http, policy));
+        let listen = listen("milter", &endpoint, &format!("speak = \"{speak}\""))
+            + &listen("policy", &policy_endpoint, "");
+        let config = folder.write("postpone.toml", &settings(&listen, http, policy));
         let mut child = Command::new("setpriv") // so that it ends even when we are killed
             .args(["--pdeathsig", "KILL", "--"])
-            .args(command)
+            .args(run_by.command)
             .args([env!("CARGO_BIN_EXE_postpone"), "serve", "--config"])
             .arg(&config)
             .env_remove("RUST_LOG")
             .env_remove("JOURNAL_STREAM")
-            .envs(variables.iter().copied())
+            .envs(run_by.variables.iter().copied())
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -88,15 +145,14 @@ impl Daemon {
             let log = Arc::clone(&log);
             move || log.follow(stderr)
         });
-        let daemon = Daemon { endpoint, speak, http, child, log, folder };
+        let daemon = Daemon { endpoint, policy_endpoint, listen, http, child, log, folder };
         daemon.line("the daemon to serve", |line| line.contains(READY));
         daemon
     }
 
     /// Puts another policy into the file and asks for a reload; what came of it, the log says.
     pub fn reload(&self, policy: &str) {
-        self.folder
-            .write("postpone.toml", &settings(&self.endpoint, self.speak, self.http, policy));
+        self.folder.write("postpone.toml", &settings(&self.listen, self.http, policy));
         self.signal(Signal::HUP);
     }
 
@@ -180,21 +236,14 @@ impl Log {
 
 /// A whole file from a policy: memory only, text log, own ports. Every client here is on loopback,
 /// which the built-in allowlist would exempt. What the policy says itself stands as it says.
-fn settings(endpoint: &str, speak: &str, http: SocketAddr, policy: &str) -> String {
+fn settings(listen: &str, http: SocketAddr, policy: &str) -> String {
     let unless_said = |section: &str, default: &str| {
         let said = policy.contains(&format!("[{section}]"));
         if said { String::new() } else { format!("[{section}]\n{default}\n") }
     };
-    let group = if endpoint.starts_with("unix:") { "socket_group = \"postfix\"" } else { "" };
     format!(
         r#"{policy}
-{access}{greylist}
-[server]
-hostname = "{HOSTNAME}"
-[[listen]]
-milter = "{endpoint}"
-speak = "{speak}"
-{group}
+{access}{greylist}{server}{listen}
 [state]
 path = "none"
 {control}{log}"#,
@@ -202,10 +251,20 @@ path = "none"
         greylist = unless_said("greylist", "mode = \"off\""),
         control = unless_said("control", &format!("http = \"{http}\"\nsocket = \"none\"")),
         log = unless_said("log", "format = \"text\""),
+        server = unless_said("server", &format!("hostname = \"{HOSTNAME}\"")),
     )
 }
 
-fn inet() -> String {
+/// One `[[listen]]`, where there is to be one; on a unix socket Postfix may use it.
+fn listen(protocol: &str, endpoint: &str, more: &str) -> String {
+    let group = if endpoint.starts_with("unix:") { "socket_group = \"postfix\"" } else { "" };
+    match endpoint {
+        "" => String::new(),
+        _ => format!("[[listen]]\n{protocol} = \"{endpoint}\"\n{more}\n{group}\n"),
+    }
+}
+
+fn free_endpoint() -> String {
     format!("inet:127.0.0.1:{}", free_port())
 }
 

@@ -64,7 +64,7 @@ impl Front {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 // Longer than any test: a session that is not given back keeps the thread.
                 let grace = Duration::from_secs(3600);
-                let front = milter::serve(bound, engine, listen.speak, 1000, stopping, grace);
+                let front = milter::serve(bound, engine, listen.door(), 1000, stopping, grace);
                 runtime.unwrap().block_on(front).unwrap();
             }
         });

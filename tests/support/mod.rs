@@ -10,6 +10,7 @@ pub mod front;
 pub mod milter;
 pub mod mx;
 pub mod postfix;
+pub mod sendmail;
 pub mod smtp;
 
 use std::fs;

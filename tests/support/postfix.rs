@@ -1,6 +1,7 @@
 //! A private Postfix on loopback: its own settings, queue, log and mailbox in a temporary folder,
 //! no DNS, no limits of its own, run as our child and gone with the value. It needs root, as every
-//! Postfix does, and only what `apt-get install postfix` brings (SASL apart, see `with_user`).
+//! Postfix does, and only what `apt-get install postfix` brings (SASL and TLS apart, see
+//! `with_user` and `with_tls`).
 
 use super::{Folder, free_port, wait_until};
 use rustix::process::{Pid, Signal, geteuid, kill_process_group};
@@ -13,7 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::SystemTime;
 
-/// Mail to anyone in this domain is delivered into the one mailbox; no other domain is served.
+/// Mail to anyone in this domain is delivered into the one mailbox, unless a story says otherwise.
 pub const DOMAIN: &str = "example.org";
 /// How this Postfix calls itself, and so what its own replies name.
 pub const HOSTNAME: &str = "mx.example.org";
@@ -38,6 +39,11 @@ pub struct Postfix {
 pub struct Settings {
     milter: Option<String>,
     user: Option<(String, String)>,
+    /// Restriction lists that ask a policy service, and more lines of main.cf.
+    main: String,
+    domains: Vec<String>,
+    mailboxes: Vec<String>,
+    tls: bool,
 }
 
 impl Postfix {
@@ -47,7 +53,7 @@ impl Postfix {
 
     /// `endpoint` is in Postfix's words: `inet:127.0.0.1:7421` or `unix:/path`.
     pub fn with_milter(endpoint: &str) -> Settings {
-        Settings { milter: Some(endpoint.to_owned()), user: None }
+        Settings { milter: Some(endpoint.to_owned()), ..Settings::default() }
     }
 
     /// Every message delivered so far, whole, in no promised order.
@@ -58,10 +64,10 @@ impl Postfix {
         files.map(|file| fs::read_to_string(file.unwrap().path()).unwrap()).collect()
     }
 
-    /// Waits until the mailbox holds exactly these recipients' copies (local parts, any order).
+    /// Waits until the mailbox holds exactly these recipients' copies (local parts, or whole
+    /// addresses in other domains; any order).
     pub fn delivered(&self, recipients: &[&str]) {
-        let mut wanted: Vec<String> =
-            recipients.iter().map(|to| format!("{to}@{DOMAIN}")).collect();
+        let mut wanted: Vec<String> = recipients.iter().map(|to| address(to)).collect();
         wanted.sort();
         wait_until(&format!("mail to {wanted:?}"), || {
             let mut got: Vec<String> = self.mailbox().iter().map(|m| recipient(m)).collect();
@@ -83,20 +89,58 @@ impl Settings {
         self
     }
 
+    /// Asks the policy service at this address, in the words of `with_milter`, from these
+    /// restriction lists: `recipient`, `end_of_data` and so on.
+    pub fn with_policy_service(mut self, endpoint: &str, lists: &[&str]) -> Self {
+        for list in lists {
+            // The documented set-up, word for word.
+            self.main += &format!(
+                "smtpd_{list}_restrictions = \
+                 check_policy_service {{ {endpoint}, default_action=DUNNO, timeout=5s }}\n"
+            );
+        }
+        self
+    }
+
+    /// With this line of main.cf.
+    pub fn with(mut self, line: &str) -> Self {
+        self.main += &format!("{line}\n");
+        self
+    }
+
+    /// Serves this domain too.
+    pub fn with_domain(mut self, name: &str) -> Self {
+        self.domains.push(name.to_owned());
+        self
+    }
+
+    /// Serves this recipient, a local part, and then only those who are named so: Postfix itself
+    /// refuses all others.
+    pub fn with_mailbox(mut self, name: &str) -> Self {
+        self.mailboxes.push(name.to_owned());
+        self
+    }
+
+    /// Offers STARTTLS, with a certificate that it has signed itself.
+    pub fn with_tls(mut self) -> Self {
+        self.tls = true;
+        self
+    }
+
     pub fn start(self) -> Postfix {
         let daemons = daemon_directory();
         let folder = Folder::new("postfix");
         let (smtp, proxied) = (free_port(), free_port());
-        let mut main = main_cf(folder.path());
+        let mut main = main_cf(folder.path(), &self);
         if let Some(endpoint) = &self.milter {
-            // The documented set-up, word for word.
-            main += &format!(
-                "smtpd_milters = {{ {endpoint}, default_action=accept, \
-                 connect_timeout=5s, command_timeout=5s }}\n"
-            );
+            main += &documented("smtpd_milters", endpoint);
         }
         if let Some((name, password)) = &self.user {
             main += &sasl(&folder, name, password);
+        }
+        main += &self.main;
+        if self.tls {
+            main += &tls(folder.path());
         }
         for (name, text) in [("main.cf", main), ("master.cf", master_cf(smtp, proxied))] {
             let file = fs::File::open(folder.write(name, &text)).unwrap();
@@ -139,6 +183,14 @@ impl Drop for Postfix {
     }
 }
 
+/// The set-up word for word as operators are told, but for the address.
+fn documented(setting: &str, endpoint: &str) -> String {
+    let lines = include_str!("../../conf/postfix-main.cf").lines();
+    let mut setting = lines.filter(|line| line.starts_with(&format!("{setting} = ")));
+    let line = setting.next().expect("conf/postfix-main.cf has it");
+    line.replace("inet:127.0.0.1:7421", endpoint) + "\n"
+}
+
 fn daemon_directory() -> PathBuf {
     let missing = "the end-to-end tests need a real Postfix: apt-get install postfix";
     assert!(geteuid().is_root(), "the end-to-end tests run Postfix: be root");
@@ -149,8 +201,14 @@ fn daemon_directory() -> PathBuf {
     path
 }
 
-fn main_cf(folder: &Path) -> String {
+fn main_cf(folder: &Path, settings: &Settings) -> String {
     let root = folder.display();
+    let mailboxes: Vec<String> =
+        settings.mailboxes.iter().map(|to| format!("{{ {} = inbox/ }}", address(to))).collect();
+    let mailboxes = match mailboxes.is_empty() {
+        true => "static:inbox/".to_owned(),
+        false => format!("inline:{{ {} }}", mailboxes.join(", ")),
+    };
     format!(
         "compatibility_level = 3.6
 queue_directory = {root}/queue
@@ -162,9 +220,9 @@ mydestination =
 mynetworks =
 inet_protocols = all
 alias_maps =
-virtual_mailbox_domains = {DOMAIN}
+virtual_mailbox_domains = {DOMAIN} {domains}
 virtual_mailbox_base = {root}/mail
-virtual_mailbox_maps = static:inbox/
+virtual_mailbox_maps = {mailboxes}
 virtual_uid_maps = static:{uid}
 virtual_gid_maps = static:{gid}
 # What reaches no DNS and asks for no name: XCLIENT tells one where a story needs it.
@@ -182,6 +240,7 @@ smtpd_junk_command_limit = 1000
 ",
         uid = id("passwd", "postfix"),
         gid = id("group", "postfix"),
+        domains = settings.domains.join(" "),
     )
 }
 
@@ -273,6 +332,32 @@ cyrus_sasl_config_path = {}
 ",
         place.display()
     )
+}
+
+fn tls(folder: &Path) -> String {
+    let (key, certificate) = (folder.join("tls.key"), folder.join("tls.crt"));
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"])
+        .args(["-nodes", "-days", "2", "-subj", &format!("/CN={HOSTNAME}")])
+        .arg("-keyout")
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .output()
+        .unwrap_or_else(|e| panic!("apt-get install openssl ({e})"));
+    assert!(made.status.success(), "openssl: {}", String::from_utf8_lossy(&made.stderr));
+    format!(
+        "smtpd_tls_security_level = may
+smtpd_tls_chain_files = {}, {}
+",
+        key.display(),
+        certificate.display()
+    )
+}
+
+/// A recipient as a story names it: whole, or by the local part in our domain.
+pub fn address(to: &str) -> String {
+    if to.contains('@') { to.to_owned() } else { format!("{to}@{DOMAIN}") }
 }
 
 /// Whose copy of a message this is; Postfix writes one copy for each.

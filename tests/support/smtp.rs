@@ -2,7 +2,7 @@
 //! the PROXY protocol, as any client at all. A reply is a value; what a story needs of it, it asks.
 
 use super::PATIENCE;
-use super::postfix::DOMAIN;
+use super::postfix::address;
 use rustix::net::{AddressFamily, SocketType};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
@@ -52,8 +52,13 @@ impl Client {
     }
 
     pub fn say(&mut self, line: &str) -> Reply {
+        self.say_bytes(line.as_bytes())
+    }
+
+    /// For a line that is no text.
+    pub fn say_bytes(&mut self, line: &[u8]) -> Reply {
         // Whether the server still reads is for the reply to tell.
-        let _ = self.stream.get_mut().write_all(format!("{line}\r\n").as_bytes());
+        let _ = self.stream.get_mut().write_all(&[line, b"\r\n"].concat());
         self.reply()
     }
 
@@ -70,9 +75,9 @@ impl Client {
         self.say(&format!("MAIL FROM:<{sender}>"))
     }
 
-    /// `to` is a local part in the domain this Postfix serves.
+    /// `to` is a whole address, or a local part in the domain our MTA serves.
     pub fn rcpt(&mut self, to: &str) -> Reply {
-        self.say(&format!("RCPT TO:<{to}@{DOMAIN}>"))
+        self.say(&format!("RCPT TO:<{}>", address(to)))
     }
 
     pub fn data(&mut self) -> Reply {
@@ -164,12 +169,26 @@ impl Reply {
 /// Runs the real client swaks, a message from `source`, and gives its transcript. That it was
 /// refused is no failure: the transcript says so.
 pub fn swaks(server: SocketAddr, source: &str, sender: &str, to: &str) -> String {
+    swaks_with(&[], server, source, sender, to)
+}
+
+/// The same with more of its options, such as `-tls`.
+pub fn swaks_with(
+    options: &[&str],
+    server: SocketAddr,
+    source: &str,
+    sender: &str,
+    to: &str,
+) -> String {
     let output = Command::new("swaks")
         .args(["--server", &server.ip().to_string(), "--port", &server.port().to_string()])
         .args(["--local-interface", source, "--helo", "client.example.net"])
-        .args(["--from", sender, "--to", &format!("{to}@{DOMAIN}"), "--timeout", "30"])
+        .args(["--from", sender, "--to", &address(to), "--timeout", "30"])
+        .args(options)
         .output()
         .unwrap_or_else(|e| panic!("apt-get install swaks ({e})"));
+    let missing = String::from_utf8_lossy(&output.stderr).contains("requires Net::SSLeay");
+    assert!(!missing, "swaks -tls needs more: apt-get install libnet-ssleay-perl");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 

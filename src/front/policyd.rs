@@ -1,0 +1,155 @@
+//! The policy front: Postfix's SMTPD_POLICY delegation protocol.
+//!
+//! A request is a list of `name=value` lines that ends with an empty one, and so is the answer.
+//! A connection belongs to an smtpd process and serves many SMTP sessions, one after the other.
+//! [`request`] reads what is asked; [`desk`] knows what was asked before and answers.
+
+pub mod desk;
+pub mod request;
+
+use std::fmt::Write;
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+pub use self::desk::Desk;
+use self::request::{Action, Garbage, Request};
+use super::listener::{Acceptor, Alive, Bound, Transport};
+use crate::engine::{Door, Engine};
+
+/// The longest request taken, in bytes. Postfix's own are below 4 KiB.
+const LONGEST_REQUEST: usize = 64 << 10;
+
+/// How often a connection may send what is no request, before it is closed. A few are forgiven,
+/// because a client without an address may stand between others that have one.
+const MOST_GARBAGE: u8 = 8;
+
+/// How long a connection may be silent. Postfix closes an idle one after minutes; what is silent
+/// for longer belongs to a host that is gone.
+const LONGEST_SILENCE: Duration = Duration::from_secs(2 * 3_600);
+
+/// Serves a socket until `stopping` becomes true; requests under way are answered, unless the
+/// grace is over.
+pub async fn serve(
+    bound: Bound,
+    engine: Arc<Engine>,
+    door: Door,
+    desk: Arc<Desk>,
+    max_connections: usize,
+    stopping: watch::Receiver<bool>,
+    grace: Duration,
+) -> io::Result<()> {
+    let (mut acceptor, mut ended) = Acceptor::new(bound, engine.clone(), stopping.clone())?;
+    let permits = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
+    let mut stop = stopping.clone();
+    let mut connections = JoinSet::new();
+    loop {
+        let next = async {
+            let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+            io::Result::Ok((permit, poll_fn(|cx| acceptor.poll_accept(cx)).await))
+        };
+        let (permit, (transport, alive)) = tokio::select! {
+            next = next => next?,
+            _ = stop.wait_for(|stopping| *stopping) => break,
+        };
+        let (engine, door) = (engine.clone(), door.clone());
+        let (desk, stopping) = (desk.clone(), stopping.clone());
+        connections.spawn(async move {
+            converse(transport, alive, &engine, &door, &desk, stopping).await;
+            drop(permit);
+        });
+        while connections.try_join_next().is_some() {}
+    }
+    drop(acceptor);
+    let _ = timeout(grace, ended.recv()).await;
+    Ok(())
+}
+
+async fn converse(
+    transport: Transport,
+    _alive: Alive,
+    engine: &Arc<Engine>,
+    door: &Door,
+    desk: &Desk,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let mut stream = BufReader::new(transport);
+    let (mut text, mut answer) = (Vec::new(), String::new());
+    let mut garbage = 0;
+    loop {
+        text.clear();
+        let came = tokio::select! {
+            biased;
+            came = timeout(LONGEST_SILENCE, next(&mut stream, &mut text)) => Some(came),
+            _ = stopping.wait_for(|stopping| *stopping) => None,
+        };
+        let came = match came {
+            Some(came) => came.unwrap_or(Ok(Came::Nothing)),
+            // Between two requests nothing is lost: Postfix connects again.
+            None if text.is_empty() => return,
+            None => next(&mut stream, &mut text).await,
+        };
+        let asked = match came {
+            Ok(Came::Request) => Ok(String::from_utf8_lossy(&text)),
+            Ok(Came::TooMuch) => Err(Garbage::TooLong),
+            Ok(Came::Nothing) | Err(_) => return,
+        };
+        let request = asked.as_deref().map_err(|garbage| *garbage).and_then(Request::parse);
+        let action = request.map(|request| desk.answer(&request, engine, door));
+        let action = action.unwrap_or_else(|what| {
+            engine.failed(what.failure(), &what);
+            // Without an end nobody knows where the next one begins.
+            garbage = if what == Garbage::TooLong { MOST_GARBAGE } else { garbage + 1 };
+            Action::Dunno
+        });
+        answer.clear();
+        // A string takes everything.
+        let _ = write!(answer, "action={action}\n\n");
+        if stream.write_all(answer.as_bytes()).await.is_err() || garbage >= MOST_GARBAGE {
+            return;
+        }
+    }
+}
+
+/// What came before the connection fell silent.
+enum Came {
+    /// A request, whole.
+    Request,
+    /// The end.
+    Nothing,
+    /// More than any request has.
+    TooMuch,
+}
+
+/// Reads up to the empty line, behind what an earlier call has left in `text`.
+async fn next(stream: &mut BufReader<Transport>, text: &mut Vec<u8>) -> io::Result<Came> {
+    loop {
+        let room = LONGEST_REQUEST - text.len();
+        let read = (&mut *stream).take(room as u64).read_until(b'\n', text).await?;
+        if ends(text) {
+            return Ok(Came::Request);
+        }
+        if text.len() >= LONGEST_REQUEST {
+            return Ok(Came::TooMuch);
+        }
+        if read == 0 || text.last() != Some(&b'\n') {
+            return Ok(Came::Nothing);
+        }
+    }
+}
+
+/// Whether the last line is empty. People try it by hand, with tools that end lines as SMTP does.
+fn ends(text: &[u8]) -> bool {
+    let Some(text) = text.strip_suffix(b"\n") else { return false };
+    let text = text.strip_suffix(b"\r").unwrap_or(text);
+    text.last().is_none_or(|last| *last == b'\n')
+}
+
+#[cfg(test)]
+mod tests;

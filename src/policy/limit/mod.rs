@@ -1,0 +1,480 @@
+//! Does a client do more of something than it may: at once, or in a time?
+//!
+//! Sessions at once are counted by gauges that the end of the session gives back; amounts in a
+//! time by one GCRA meter for each rule and key; different values by a sketch.
+
+pub mod dimension;
+pub mod params;
+pub mod penalty;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::dimension::Dimension;
+pub use self::params::Params;
+use self::params::{Charging, Count, Measured};
+use self::penalty::Penalty;
+use super::Bounds;
+use super::decision::{Decision, Refusal, Urgency, Why};
+use super::signal::{Context, Ends, Ledger, Round, Signal};
+use super::when::When;
+use crate::clock::Time;
+use crate::meter::distinct::Distinct;
+use crate::meter::gcra::Gcra;
+use crate::meter::key::{Key, KeyMaker, Secret};
+use crate::meter::quota::{Quota, Unit};
+use crate::meter::record::Record;
+use crate::meter::table::Table;
+use crate::meter::units::Span;
+use crate::setting::Mode;
+use crate::smtp::event::{Event, Fate, Kind};
+use crate::smtp::template::Template;
+
+/// The wait told by a limit of sessions that names none.
+const SESSIONS_RETRY: Span = Span::secs(60);
+
+/// Charges remembered for one message. It takes as many recipient domains, or limits, to come
+/// beyond; those charges stand even if the message never comes.
+const MOST_CHARGES: usize = 1_024;
+
+/// What all limits remember. Everything is kept under the name and count of its limit, so that it
+/// survives a reload.
+///
+/// When a table is full, a key that is not known yet is not counted, and its events pass.
+#[derive(Clone)]
+pub struct Memory {
+    secret: Secret,
+    /// Bound: four for each of `max_clients`.
+    meters: Arc<Table<Gcra>>,
+    /// Bound: `max_clients`.
+    gauges: Arc<Table<Gauge>>,
+    /// Bound: a quarter of `max_clients`, since a sketch is some ten times as large.
+    sketches: Arc<Table<Box<Distinct>>>,
+    /// Bound: `max_clients`.
+    penalties: Arc<Table<Penalty>>,
+}
+
+impl Memory {
+    pub(super) fn new(secret: &Secret, bounds: Bounds) -> Self {
+        Self {
+            secret: secret.clone(),
+            meters: Arc::new(Table::new(bounds.max_clients.saturating_mul(4))),
+            gauges: Arc::new(Table::new(bounds.max_clients)),
+            sketches: Arc::new(Table::new(bounds.max_clients / 4)),
+            penalties: Arc::new(Table::new(bounds.max_clients)),
+        }
+    }
+
+    pub(super) fn signal(&self, limits: &[Params]) -> Limits {
+        let limits = limits.iter().filter(|params| params.mode != Mode::Off);
+        Limits {
+            limits: limits.map(|params| Limit::new(params, &self.secret)).collect(),
+            memory: self.clone(),
+        }
+    }
+
+    pub(super) fn sweep(&self, now: Time) {
+        self.meters.sweep(now);
+        self.gauges.sweep(now);
+        self.sketches.sweep(now);
+        self.penalties.sweep(now);
+    }
+
+    pub(super) fn sizes(&self) -> [(&'static str, usize, u64); 4] {
+        [
+            ("meters", self.meters.len(), self.meters.turned_away()),
+            ("gauges", self.gauges.len(), self.gauges.turned_away()),
+            ("sketches", self.sketches.len(), self.sketches.turned_away()),
+            ("penalties", self.penalties.len(), self.penalties.turned_away()),
+        ]
+    }
+}
+
+/// The sessions under one key.
+#[derive(Debug, Default)]
+struct Gauge {
+    /// Sessions within `max`: what is compared and shown.
+    admitted: u32,
+    /// All sessions that the front still holds, refused ones too.
+    open: u32,
+}
+
+impl Record for Gauge {
+    fn forgettable(&self, _: Time) -> bool {
+        self.open == 0
+    }
+}
+
+/// A place in a gauge.
+#[derive(Debug)]
+pub(super) struct Hold {
+    key: Key,
+    admitted: bool,
+}
+
+/// A charge that a message will confirm.
+#[derive(Debug)]
+pub(super) struct Charge {
+    key: Key,
+    quota: Quota,
+    amount: u64,
+    /// The meter as the charge left it.
+    then: Gcra,
+}
+
+/// The signal: every limit in force.
+pub struct Limits {
+    limits: Vec<Limit>,
+    memory: Memory,
+}
+
+struct Limit {
+    name: Arc<str>,
+    mode: Mode,
+    count: Count,
+    per: Vec<Dimension>,
+    counted_at: Kind,
+    charging: Charging,
+    penalty: Option<penalty::Params>,
+    when: When,
+    measure: Measure,
+    template: Arc<Template>,
+    /// Key maker that has the limit's name and count in it already.
+    keys: KeyMaker,
+    /// Makes the values of which different ones are counted.
+    values: KeyMaker,
+}
+
+enum Measure {
+    AtOnce { max: u32, retry: Duration },
+    InTime(Quota),
+    Distinct { max: u32, window: Duration },
+}
+
+/// What an event is to a limit.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// The limit is asked about it.
+    Asked,
+    /// It counts, whatever is decided.
+    Counted,
+    /// The limit is asked, and it counts if it passes.
+    Both,
+}
+
+impl Limit {
+    fn new(params: &Params, secret: &Secret) -> Self {
+        let max = params.max.map_or(u32::MAX, u32::from);
+        let measure = match (params.count.measured(), params.quota) {
+            (Measured::InTime, Some(quota)) => Measure::InTime(quota),
+            (Measured::Distinct, _) => {
+                let window = params.window.unwrap_or(SESSIONS_RETRY).duration();
+                Measure::Distinct { max, window }
+            }
+            (Measured::AtOnce | Measured::InTime, _) => {
+                Measure::AtOnce { max, retry: params.retry.unwrap_or(SESSIONS_RETRY).duration() }
+            }
+        };
+        Self {
+            name: params.name.as_str().into(),
+            mode: params.mode,
+            count: params.count,
+            per: params.per.clone(),
+            counted_at: params.counted_at(),
+            charging: params.charge,
+            penalty: params.penalty.filter(|_| params.mode == Mode::Enforce),
+            when: params.when.clone(),
+            measure,
+            template: Arc::new(params.template()),
+            keys: secret.key(&params.name).part(params.count.name().as_bytes()),
+            values: secret.key("value"),
+        }
+    }
+
+    /// Whether it holds even for exempt clients: it protects the host and not its mailboxes.
+    fn whole_host(&self) -> bool {
+        self.per.is_empty()
+    }
+
+    fn key(&self, cx: &Context<'_>) -> Option<Key> {
+        let key = self.per.iter().try_fold(self.keys.clone(), |maker, d| d.add(maker, cx));
+        key.map(KeyMaker::finish)
+    }
+
+    fn part(&self, cx: &Context<'_>) -> Option<Part> {
+        match (self.count, cx.event) {
+            // The milter judges and charges the same event itself, and it alone knows what it has
+            // charged this message already.
+            _ if cx.ends == Ends::SeenElsewhere => None,
+            // Nobody would give the place back.
+            (Count::Sessions, _) if cx.ends == Ends::Unseen => None,
+            (Count::UnknownRecipients, Event::Recipient { fate: Fate::Unknown, .. }) => {
+                Some(Part::Counted)
+            }
+            (_, Event::Recipient { fate: Fate::Unknown | Fate::Rejected, .. }) => None,
+            // The MTA has answered that recipient; we act at whatever comes next.
+            (
+                Count::UnknownRecipients,
+                Event::Connect | Event::Mail { .. } | Event::Recipient { .. },
+            ) => Some(Part::Asked),
+            (Count::UnknownRecipients, _) => None,
+            (Count::Recipients, Event::Data { unseen: 1.. }) => Some(Part::Both),
+            (_, event) => (event.kind() == self.counted_at).then_some(Part::Both),
+        }
+    }
+
+    /// How much of it the event amounts to.
+    fn amount(&self, cx: &Context<'_>) -> u64 {
+        let declared = match cx.event {
+            Event::Mail { size, .. } => *size,
+            _ => cx.transaction.and_then(|transaction| transaction.size),
+        };
+        match (self.count, cx.event) {
+            (Count::Bytes, _) => declared.unwrap_or(0),
+            (_, Event::Data { unseen }) => u64::from(*unseen),
+            _ => 1,
+        }
+    }
+
+    /// The value of which different ones are counted.
+    fn value(&self, cx: &Context<'_>) -> u64 {
+        let value = match self.count {
+            Count::DistinctSenders => cx.sender().map(|sender| sender.as_str()),
+            Count::DistinctRecipients => cx.recipient().map(|recipient| recipient.as_str()),
+            _ => cx.client.helo.as_ref().map(|helo| helo.as_str()),
+        };
+        self.values.clone().part(value.unwrap_or_default().as_bytes()).finish().to_u64()
+    }
+
+    fn refusal(&self, why: Why, wait: Duration) -> Refusal {
+        let refusal = Refusal::new(self.mode, &self.template, why).waiting(wait);
+        let surplus = matches!(self.count, Count::Recipients | Count::DistinctRecipients);
+        let binds_exempt = self.whole_host();
+        Refusal { limit: Some(self.name.clone()), surplus, binds_exempt, ..refusal }
+    }
+
+    fn assess_sessions(&self, gauge: &Gauge, max: u32, retry: Duration) -> Option<Refusal> {
+        let Gauge { admitted, open } = *gauge;
+        if admitted < max {
+            return None;
+        }
+        let refusal = self.refusal(Why::Sessions { admitted, open, max }, retry);
+        // Twice as many as allowed hold a process of the MTA each without speaking.
+        let piled_up = self.mode == Mode::Enforce && open >= max.saturating_mul(2);
+        let urgency = if piled_up { Urgency::AtOnce } else { Urgency::Spoken };
+        Some(Refusal { urgency, ..refusal })
+    }
+}
+
+impl Limits {
+    /// The limits that this event concerns, each with its key.
+    fn concerned<'a>(
+        &'a self,
+        cx: &'a Context<'_>,
+        exempt: bool,
+    ) -> impl Iterator<Item = (&'a Limit, Part, Key)> {
+        let bound = move |limit: &&Limit| !exempt || limit.whole_host();
+        self.limits.iter().filter(bound).filter_map(|limit| {
+            let part = limit.part(cx).filter(|_| limit.when.holds(cx))?;
+            Some((limit, part, limit.key(cx)?))
+        })
+    }
+
+    fn assess_one(&self, limit: &Limit, key: Key, cx: &Context<'_>) -> Option<Refusal> {
+        let now = cx.now;
+        let refusal = match &limit.measure {
+            Measure::AtOnce { max, retry } => self.memory.gauges.read(key, |gauge| {
+                gauge.and_then(|gauge| limit.assess_sessions(gauge, *max, *retry))
+            }),
+            Measure::InTime(quota) => {
+                let meter = self.memory.meters.read(key, |m| m.copied().unwrap_or_default());
+                let amount = limit.amount(cx);
+                let wait = match meter.wait(quota, now, amount) {
+                    // This attempt will be charged, too: the next one waits for it as well.
+                    wait if !wait.is_zero() && limit.charging == Charging::Attempts => meter
+                        .charged(quota, now, amount)
+                        .capped(quota, now)
+                        .wait(quota, now, amount),
+                    wait => wait,
+                };
+                let used = meter.used(quota, now).saturating_add(amount);
+                let why = Why::Rate { used, quota: *quota };
+                (!wait.is_zero()).then(|| limit.refusal(why, wait))
+            }
+            Measure::Distinct { max, window } => self.memory.sketches.read(key, |sketch| {
+                let (sketch, value) = (sketch?, limit.value(cx));
+                let wait = sketch.wait(value, *max, *window, now);
+                let (count, max, window) = (sketch.with(value, *window, now), *max, *window);
+                (!wait.is_zero()).then(|| limit.refusal(Why::Distinct { count, max, window }, wait))
+            }),
+        };
+        let Some(params) = &limit.penalty else { return refusal };
+        let penalty = self.memory.penalties.read(key, |p| p.copied().unwrap_or_default());
+        let rest = penalty.rest(now);
+        match refusal {
+            None if rest.is_zero() => None,
+            None => Some(limit.refusal(Why::Penalty { offences: penalty.offences() }, rest)),
+            Some(refusal) if rest.is_zero() => {
+                let wait = penalty.lengthened(refusal.wait, params, now);
+                Some(refusal.waiting(wait))
+            }
+            Some(refusal) => {
+                let wait = refusal.wait.max(rest);
+                Some(refusal.waiting(wait))
+            }
+        }
+    }
+
+    /// Whether the message under way has been charged under this key already.
+    fn charged_already(limit: &Limit, key: Key, ledger: &Ledger) -> bool {
+        limit.counted_at == Kind::Recipient
+            && matches!(limit.count, Count::Messages | Count::Bytes)
+            && ledger.charges.iter().any(|charge| charge.key == key)
+    }
+
+    fn count(&self, limit: &Limit, key: Key, cx: &Context<'_>, ledger: &mut Ledger) {
+        match &limit.measure {
+            Measure::AtOnce { .. } => {}
+            Measure::InTime(quota) => {
+                let amount = limit.amount(cx);
+                let then = self.memory.meters.write(key, |meter| {
+                    *meter = meter.charged(quota, cx.now, amount);
+                    // A shadow counts as if nothing had been refused, however far it runs ahead.
+                    if limit.mode == Mode::Enforce {
+                        *meter = meter.capped(quota, cx.now);
+                    }
+                    *meter
+                });
+                let returnable = matches!(limit.count, Count::Messages | Count::Bytes);
+                if let Ok(then) = then
+                    && returnable
+                    && ledger.charges.len() < MOST_CHARGES
+                {
+                    ledger.charges.push(Charge { key, quota: *quota, amount, then });
+                }
+            }
+            Measure::Distinct { window, .. } => {
+                let value = limit.value(cx);
+                // A full table counts itself.
+                let _ = self.memory.sketches.write(key, |s| s.add(value, *window, cx.now));
+            }
+        }
+    }
+
+    fn hold(&self, key: Key, admitted: bool) -> Option<Hold> {
+        let held = self.memory.gauges.write(key, |gauge| {
+            gauge.open += 1;
+            gauge.admitted += u32::from(admitted);
+        });
+        held.ok().map(|()| Hold { key, admitted })
+    }
+
+    fn release(&self, hold: Hold) {
+        self.memory.gauges.write_known(hold.key, |gauge| {
+            gauge.open -= 1;
+            gauge.admitted -= u32::from(hold.admitted);
+        });
+    }
+
+    /// What a refusal leaves behind, so that the wait it has told holds.
+    fn refused(&self, limit: &Limit, key: Key, now: Time, decision: &Decision) {
+        let by_this = |refusal: &&Refusal| {
+            refusal.limit.as_ref().is_some_and(|name| Arc::ptr_eq(name, &limit.name))
+        };
+        let Some(refusal) = decision.reasons().iter().find(by_this) else { return };
+        if let Measure::InTime(quota) = &limit.measure {
+            // It may run far ahead: from the time when the limit was a shadow, or by a clock that
+            // has stepped back. It was read as capped, and is so from now on.
+            self.memory.meters.write_known(key, |meter| *meter = meter.capped(quota, now));
+        }
+        if let Some(params) = &limit.penalty {
+            // A refusal after the wait of the last one has passed is another offence.
+            let _ = self.memory.penalties.write(key, |penalty| {
+                if penalty.rest(now).is_zero() {
+                    *penalty = penalty.after_offence(refusal.wait, params, now);
+                }
+            });
+        }
+    }
+
+    fn give_back(&self, charge: Charge, now: Time) {
+        let Charge { key, quota, amount, then } = charge;
+        self.memory
+            .meters
+            .write_known(key, |meter| *meter = meter.given_back(&quota, now, amount, then));
+    }
+
+    /// The message has come: what it was charged stands, bytes by their true size.
+    fn confirm(&self, charges: Vec<Charge>, size: Option<u64>, now: Time) {
+        let Some(size) = size else { return };
+        for charge in charges.into_iter().filter(|charge| charge.quota.unit() == Unit::Bytes) {
+            let Charge { key, quota, amount, then } = charge;
+            self.memory.meters.write_known(key, |meter| {
+                *meter = meter.given_back(&quota, now, amount, then).charged(&quota, now, size);
+            });
+        }
+    }
+
+    /// What the end of a message or of a session decides about what was taken for it.
+    fn close(&self, cx: &Context<'_>, ledger: &mut Ledger) {
+        match cx.event {
+            Event::EndOfMessage { size } => {
+                self.confirm(std::mem::take(&mut ledger.charges), *size, cx.now);
+            }
+            // Where no end is reported, its absence says nothing.
+            Event::Abort | Event::Disconnect if cx.ends != Ends::Seen => ledger.charges.clear(),
+            Event::Abort | Event::Disconnect => {
+                ledger.charges.drain(..).for_each(|charge| self.give_back(charge, cx.now));
+            }
+            _ => {}
+        }
+        if matches!(cx.event, Event::Disconnect) {
+            ledger.holds.drain(..).for_each(|hold| self.release(hold));
+        }
+    }
+}
+
+impl Signal for Limits {
+    fn name(&self) -> &'static str {
+        "limit"
+    }
+
+    fn binds_exempt(&self) -> bool {
+        self.limits.iter().any(Limit::whole_host)
+    }
+
+    fn assess(&self, cx: &Context<'_>, ledger: &Ledger, round: &mut Round) {
+        let exempt = round.exemption().is_some();
+        for (limit, part, key) in self.concerned(cx, exempt) {
+            if part == Part::Counted || Self::charged_already(limit, key, ledger) {
+                continue;
+            }
+            if let Some(refusal) = self.assess_one(limit, key, cx) {
+                round.refuse(refusal);
+            }
+        }
+    }
+
+    fn settle(&self, cx: &Context<'_>, decision: &Decision, ledger: &mut Ledger) {
+        self.close(cx, ledger);
+        let exempt = decision.exemption().is_some();
+        for (limit, part, key) in self.concerned(cx, exempt) {
+            self.refused(limit, key, cx.now, decision);
+            if part == Part::Asked {
+                continue;
+            }
+            if let Measure::AtOnce { .. } = limit.measure {
+                // Closed at once, a session is gone before it counts.
+                if !decision.at_once() {
+                    ledger.holds.extend(self.hold(key, decision.passes()));
+                }
+                continue;
+            }
+            // Nothing is charged for what is refused, unless attempts are what counts.
+            let counts = decision.passes() || limit.charging == Charging::Attempts;
+            if counts && !Self::charged_already(limit, key, ledger) {
+                self.count(limit, key, cx, ledger);
+            }
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! `when = { … }`: to whom and to what a rule applies.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::signal::Context;
+use super::standing::Standing;
+use crate::smtp::event::Kind;
+use crate::smtp::pool::NameKind;
+
+/// Conditions of a rule. All that are named must hold; one about something that is not known at
+/// the event does not hold.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct When {
+    /// The client's standing is one of these.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub standing: Option<Vec<Standing>>,
+    /// The client came by one of these listeners, by their addresses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listener: Option<Vec<String>>,
+    /// The client's address is in one of these networks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<Vec<IpNet>>,
+    /// Whether the session is encrypted. Known from MAIL on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<bool>,
+    /// Whether the client has authenticated. Known from MAIL on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authenticated: Option<bool>,
+    /// The sender's domain is one of these. Known from MAIL on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sender_domain: Option<Vec<String>>,
+    /// The recipient's domain is one of these. Known at RCPT.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recipient_domain: Option<Vec<String>>,
+    /// What the client is called. While its name cannot be looked up, it is none of these.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<Vec<NameKind>>,
+}
+
+impl When {
+    /// Whether nothing is asked.
+    pub fn is_always(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The first event at which everything asked is known, and the condition that is known last.
+    pub fn known_at(&self) -> (Kind, &'static str) {
+        let conditions = [
+            (self.recipient_domain.is_some(), Kind::Recipient, "recipient_domain"),
+            (self.sender_domain.is_some(), Kind::Mail, "sender_domain"),
+            (self.tls.is_some(), Kind::Mail, "tls"),
+            (self.authenticated.is_some(), Kind::Mail, "authenticated"),
+        ];
+        let asked = conditions.into_iter().find(|(asked, ..)| *asked);
+        asked.map_or((Kind::Connect, "standing"), |(_, kind, name)| (kind, name))
+    }
+
+    /// Whether the rule applies to this event.
+    pub fn holds(&self, cx: &Context<'_>) -> bool {
+        let is_domain = |domains: &Vec<String>, domain: Option<&str>| {
+            domain.is_some_and(|domain| domains.iter().any(|d| d.eq_ignore_ascii_case(domain)))
+        };
+        let within = |networks: &Vec<IpNet>, address: IpAddr| {
+            networks.iter().any(|network| network.contains(&address))
+        };
+        let asked = |condition: Option<bool>| condition.unwrap_or(true);
+        let from_mail_on = cx.sender().is_some();
+        asked(self.standing.as_ref().map(|standings| standings.contains(&cx.standing)))
+            && asked(self.listener.as_ref().map(|all| all.iter().any(|l| l == cx.listener)))
+            && asked(self.network.as_ref().map(|all| within(all, cx.client.address())))
+            && asked(self.tls.map(|tls| from_mail_on && tls == cx.client.tls))
+            && asked(self.authenticated.map(|a| from_mail_on && a == cx.client.authenticated()))
+            && asked(
+                self.sender_domain
+                    .as_ref()
+                    .map(|all| is_domain(all, cx.sender().map(|sender| sender.domain()))),
+            )
+            && asked(
+                self.recipient_domain
+                    .as_ref()
+                    .map(|all| is_domain(all, cx.recipient().map(|recipient| recipient.domain()))),
+            )
+            && asked(self.name.as_ref().map(|kinds| {
+                !cx.client.name_is_unsure() && kinds.contains(&NameKind::of(cx.client))
+            }))
+    }
+}
