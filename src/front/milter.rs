@@ -164,15 +164,21 @@ fn mail(args: &[CString], macros: &Macros) -> Event {
 
 fn recipient(args: &[CString], macros: &Macros) -> Event {
     let path = args.first().map_or(&b""[..], |path| path.as_bytes());
-    let host = text(macros, c"{rcpt_host}").unwrap_or_default();
     let fate = match text(macros, c"{rcpt_mailer}") {
-        // RFC 3463 section 3.2: these two speak of the sender.
-        Some("error") if matches!(host, "5.1.7" | "5.1.8") => Fate::Rejected,
-        Some("error") if host.starts_with("5.1.") => Fate::Unknown,
-        Some("error") => Fate::Rejected,
+        Some("error") => refused_for(text(macros, c"{rcpt_host}").unwrap_or_default()),
         _ => Fate::Offered,
     };
     Event::Recipient { address: Address::new(path), fate }
+}
+
+/// What the MTA's enhanced code says of a recipient that it has refused (RFC 3463 section 3.2).
+fn refused_for(enhanced: &str) -> Fate {
+    match enhanced {
+        // These two speak of the sender.
+        "5.1.7" | "5.1.8" => Fate::Rejected,
+        _ if enhanced.starts_with("5.1.") => Fate::Unknown,
+        _ => Fate::Rejected,
+    }
 }
 
 fn end_of_message(cx: &mut EomContext<Session>) -> Status {
