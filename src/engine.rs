@@ -3,13 +3,13 @@
 //! From event to answer everything is synchronous, waits for nothing, and fails open: in our own
 //! trouble the mail passes. That is decided in one place, `Engine::or_pass`.
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::fmt::{self, Display, Formatter, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -19,7 +19,7 @@ use crate::meter::key::{Key, Secret};
 use crate::meter::record::Record;
 use crate::meter::table::Table;
 use crate::policy::decision::{Decision, Reason};
-use crate::policy::signal::{Context, Ends, Ledger};
+use crate::policy::signal::{Arrival, Context, Ends, Ledger};
 use crate::policy::standing::Standing;
 use crate::policy::{Memory, Policy};
 use crate::smtp::client::{Client, Network, Prefixes};
@@ -108,12 +108,14 @@ impl Engine {
         let now = self.clock.now();
         self.telemetry.session_begun(door.ends);
         let policy = self.policy.load_full();
-        let held = self.endpoint(&client).filter(|_| door.ends == Ends::Seen);
-        let held = held.filter(|key| self.held.write(*key, |held| held.0 += 1).is_ok());
+        let endpoint = self.endpoint(&client).filter(|_| door.ends == Ends::Seen);
+        let taken =
+            endpoint.and_then(|key| Some((key, self.held.write(key, |h| h.take(now)).ok()?)));
         let mut visitor = Visitor {
             network: policy.network(client.address()),
             pool: OnceCell::new(),
             standing: Standing::Unknown,
+            arrival: taken.map_or(Arrival::Open, |(_, arrival)| arrival),
             client,
             door,
         };
@@ -122,7 +124,7 @@ impl Engine {
             engine: self.clone(),
             policy,
             visitor,
-            held,
+            held: taken.map(|(key, _)| key),
             transaction: None,
             ledger: Ledger::default(),
             sentence: None,
@@ -131,8 +133,18 @@ impl Engine {
 
     /// Whether a session of this client, by address and port, is held whose end will be seen.
     pub fn holds(&self, client: &Client) -> bool {
-        let known = |key| self.held.read(key, |held| held.is_some_and(|held| held.0 > 0));
+        let known = |key| self.held.read(key, |held| held.is_some_and(|held| held.sessions > 0));
         self.endpoint(client).is_some_and(known)
+    }
+
+    /// The policy service was asked about this connection and has counted it. If a milter is asked
+    /// as well, it is asked next.
+    pub fn counted(&self, client: &Client) {
+        let now = self.clock.now();
+        if let Some(key) = self.endpoint(client) {
+            // When the table is full, it counts twice.
+            let _ = self.held.write(key, |held| held.counted = now);
+        }
     }
 
     /// Of no use without the port: many sessions of one address are open at once.
@@ -185,7 +197,7 @@ impl Engine {
     ///
     /// Whatever a panic leaves half-done in a session or in memory is at worst a count that is
     /// off; every table stays a table.
-    fn or_pass(&self, kind: Kind, answer: thread::Result<Answer>) -> Answer {
+    fn or_pass(&self, kind: Kind, answer: Result<Answer, Box<dyn Any + Send>>) -> Answer {
         answer.unwrap_or_else(|_| {
             self.failed(Failure::Panic, &format_args!("deciding at {} panicked", kind.name()));
             Answer::Pass
@@ -201,13 +213,29 @@ impl Engine {
 /// Sessions that can be known to the policy service at once.
 const MOST_HELD: usize = 1 << 17;
 
-/// How many sessions one endpoint holds: one, but for a port that is used again at once.
+/// What is known of one endpoint.
 #[derive(Default)]
-struct Held(u32);
+struct Held {
+    /// How many sessions it has: one, but for a port that is used again at once.
+    sessions: u32,
+    /// When the policy service has counted its connection.
+    counted: Time,
+}
+
+/// How long after the policy service a milter is asked about the same connection at most.
+const NEXT: Duration = Duration::from_secs(10);
+
+impl Held {
+    fn take(&mut self, now: Time) -> Arrival {
+        self.sessions += 1;
+        let counted = std::mem::take(&mut self.counted);
+        if now.since(counted) < NEXT { Arrival::Counted } else { Arrival::Open }
+    }
+}
 
 impl Record for Held {
-    fn forgettable(&self, _: Time) -> bool {
-        self.0 == 0
+    fn forgettable(&self, now: Time) -> bool {
+        self.sessions == 0 && now.since(self.counted) >= NEXT
     }
 }
 
@@ -217,6 +245,7 @@ struct Visitor {
     network: Network,
     pool: OnceCell<Pool>,
     standing: Standing,
+    arrival: Arrival,
     door: Door,
 }
 
@@ -242,6 +271,7 @@ impl Visitor {
             standing,
             listener: &self.door.listener,
             ends: self.door.ends,
+            arrival: self.arrival,
             transaction,
         }
     }
@@ -477,7 +507,7 @@ impl Drop for Session {
         }));
         self.engine.or_pass(Kind::Disconnect, ended);
         if let Some(key) = self.held {
-            self.engine.held.write_known(key, |held| held.0 -= 1);
+            self.engine.held.write_known(key, |held| held.sessions -= 1);
         }
         self.engine.telemetry.event(Kind::Disconnect, watch.elapsed());
         self.engine.telemetry.session_ended(self.visitor.door.ends);

@@ -54,8 +54,19 @@ pub struct Context<'a> {
     pub listener: &'a str,
     /// Whether its going will be noticed.
     pub ends: Ends,
+    /// Whether its connection counts.
+    pub arrival: Arrival,
     /// The transaction under way, without what this event would add to it.
     pub transaction: Option<&'a Transaction>,
+}
+
+/// Whether a connection counts when its session begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// It does.
+    Open,
+    /// The policy service has judged and counted it a moment ago, before the milter was asked.
+    Counted,
 }
 
 /// Whether a front reports that a session, or a message that never came, has ended.

@@ -253,6 +253,9 @@ fn ask(
     let known = known.unwrap_or_else(|| Conversation::new(request, engine, door, ends));
     let conversation = seat.insert(known);
     let asked = conversation.ask(request);
+    if request.stage == Stage::Connect && ends == Ends::Unseen {
+        engine.counted(&request.client);
+    }
     if asked.as_ref().is_err_and(|refused| refused.reply.code().action() == reply::Action::Close) {
         *seat = None;
     }

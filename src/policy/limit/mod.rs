@@ -16,7 +16,7 @@ use self::params::{Charging, Count, Measured};
 use self::penalty::Penalty;
 use super::Bounds;
 use super::decision::{Decision, Refusal, Urgency, Why};
-use super::signal::{Context, Ends, Ledger, Round, Signal};
+use super::signal::{Arrival, Context, Ends, Ledger, Round, Signal};
 use super::when::When;
 use crate::clock::Time;
 use crate::meter::distinct::Distinct;
@@ -206,6 +206,7 @@ impl Limit {
             // The milter judges and charges the same event itself, and it alone knows what it has
             // charged this message already.
             _ if cx.ends == Ends::SeenElsewhere => None,
+            (Count::Connections, Event::Connect) if cx.arrival == Arrival::Counted => None,
             // Nobody would give the place back.
             (Count::Sessions, _) if cx.ends == Ends::Unseen => None,
             (Count::UnknownRecipients, Event::Recipient { fate: Fate::Unknown, .. }) => {
