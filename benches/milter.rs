@@ -19,10 +19,11 @@
 //! - `null-pool`, `postpone-pool`: the same on tokio's pool of two threads.
 //!
 //! **Sessions.** `to null` is a subject's rate by that of `null` in the same round: the median of
-//! the rounds, the lowest and the highest. `cpu` is user and system time of the subject for each
-//! session. The machine's other work disturbs all subjects alike, so trust the ratios. On two
-//! cores the load takes one, so a subject of two threads cannot show twice the rate; its `cpu`
-//! tells what its threads cost each other.
+//! the rounds, and the quartiles. `cpu` is user and system time of the subject for each session,
+//! and beside it that of `null` by it: the same ratio, as it would be if a single thread had a
+//! core for itself; where the machine has other work to do, this is the one to trust. On two cores
+//! the load takes one, so a subject of two threads cannot show twice the rate; its `cpu` tells
+//! what its threads cost each other.
 //!
 //! **Memory.** Sessions that have come as far as MAIL and stay there: resident memory of the
 //! subject before and after, by their number.
@@ -44,8 +45,7 @@ use postpone::config::Settings;
 use postpone::daemon::{self, Metrics};
 use postpone::engine::Engine;
 use postpone::front::address::Address;
-use postpone::front::listen;
-use postpone::front::milter;
+use postpone::front::{listen, milter};
 use postpone::meter::key::Secret;
 use postpone::policy::Memory;
 use postpone::setting::OrNone;
@@ -75,23 +75,33 @@ fn main() -> ExitCode {
 
 const SUBJECTS: [&str; 5] = ["null", "postpone-1", "null-pool", "postpone-2", "postpone-pool"];
 const CONNECTIONS: [usize; 3] = [1, 16, 128];
-const ROUNDS: usize = 7;
+/// Many and short, so that what else the machine does falls on all subjects alike.
+const ROUNDS: usize = 18;
 /// How long one subject is under load in a round.
-const SLICE: Duration = Duration::from_millis(500);
+const SLICE: Duration = Duration::from_millis(200);
 
 /// What a subject did under one load.
 struct Slice {
-    sessions_per_second: f64,
+    took: Duration,
+    /// User and system time of the subject.
     cpu: Duration,
     /// From the connection to the answer at the end of message, of each session.
     latencies: Vec<Duration>,
+}
+
+impl Slice {
+    /// Sessions a second.
+    fn rate(&self) -> f64 {
+        self.latencies.len() as f64 / self.took.as_secs_f64()
+    }
 }
 
 fn sessions() {
     let clients: Vec<_> = (0..10_000).map(Frames::of).collect();
     let mut subjects: Vec<_> = SUBJECTS.iter().map(|name| Subject::start(name)).collect();
     subjects.iter_mut().for_each(|subject| subject.meet(&clients));
-    println!("sessions over a unix socket, {ROUNDS} rounds of {SLICE:?} each");
+    let load = fs::read_to_string("/proc/loadavg").expect("Linux has it");
+    println!("load average before: {load}");
     for connections in CONNECTIONS {
         let mut slices: Vec<Vec<Slice>> = SUBJECTS.iter().map(|_| Vec::new()).collect();
         for _ in 0..ROUNDS {
@@ -100,33 +110,37 @@ fn sessions() {
             }
         }
         println!(
-            "{connections:3} connections        a second    to null              cpu   p50   p99 µs"
+            "{connections:3} connections       a second    to null         cpu µs  to null  p50 µs  p99 µs"
         );
-        let null: Vec<_> = slices[0].iter().map(|slice| slice.sessions_per_second).collect();
-        for (name, slices) in SUBJECTS.iter().zip(&slices) {
-            report(name, slices, &null);
+        for (name, of_subject) in SUBJECTS.iter().zip(&slices) {
+            report(name, of_subject, &slices[0]);
         }
     }
 }
 
-fn report(name: &str, slices: &[Slice], null: &[f64]) {
-    let rates = sorted(slices.iter().map(|slice| slice.sessions_per_second));
-    let paired = slices.iter().zip(null);
-    let ratios = sorted(paired.map(|(slice, null)| slice.sessions_per_second / null));
+fn report(name: &str, slices: &[Slice], null: &[Slice]) {
+    let rates = sorted(slices.iter().map(Slice::rate));
+    let ratios = sorted(slices.iter().zip(null).map(|(slice, null)| slice.rate() / null.rate()));
     let mut latencies: Vec<_> = slices.iter().flat_map(|slice| &slice.latencies).collect();
     latencies.sort_unstable();
     let latency = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize];
-    let cpu = slices.iter().map(|slice| slice.cpu).sum::<Duration>() / latencies.len() as u32;
     println!(
-        "  {name:16} {:12.0}    {:4.2} ({:4.2}-{:4.2})   {:6.1} {:5} {:5}",
+        "  {name:16} {:11.0}    {:4.2} ({:4.2}-{:4.2})  {:6.1}     {:4.2}  {:6}  {:6}",
         rates[rates.len() / 2],
         ratios[ratios.len() / 2],
-        ratios[0],
-        ratios[ratios.len() - 1],
-        cpu.as_nanos() as f64 / 1_000.0,
+        ratios[ratios.len() / 4],
+        ratios[ratios.len() * 3 / 4],
+        cpu_micros(slices),
+        cpu_micros(null) / cpu_micros(slices),
         latency(0.5).as_micros(),
         latency(0.99).as_micros(),
     );
+}
+
+/// Processor time for each session.
+fn cpu_micros(slices: &[Slice]) -> f64 {
+    let sessions: usize = slices.iter().map(|slice| slice.latencies.len()).sum();
+    slices.iter().map(|slice| slice.cpu).sum::<Duration>().as_secs_f64() * 1e6 / sessions as f64
 }
 
 fn sorted(numbers: impl Iterator<Item = f64>) -> Vec<f64> {
@@ -180,7 +194,9 @@ impl Frames {
     fn of(client: usize) -> Self {
         // 198.18.0.0/15 is there for benchmarks (RFC 2544).
         let address = format!("198.18.{}.{}", client / 256, client % 256);
-        let name = format!("mx{client}.example.net");
+        // A mail system of its own; without digits, since they could be those of the address.
+        let letters = (0..4).map(|place| char::from(b'a' + (client >> (4 * place) & 15) as u8));
+        let name = format!("mx.{}.example", letters.collect::<String>());
         let sender = format!("someone@{name}");
         let recipient = format!("user{}@example.org", client % 500);
         let id = format!("1CC4F{client:05X}");
@@ -356,9 +372,7 @@ impl Subject {
                 *slot = (watch.elapsed() < SLICE).then(|| self.next_session(clients));
             }
         }
-        let took = watch.elapsed();
-        let sessions_per_second = latencies.len() as f64 / took.as_secs_f64();
-        Slice { sessions_per_second, cpu: self.cpu() - cpu_before, latencies }
+        Slice { took: watch.elapsed(), cpu: self.cpu() - cpu_before, latencies }
     }
 
     fn next_session<'a>(&mut self, clients: &'a [Frames]) -> Session<'a> {
@@ -410,12 +424,8 @@ fn subject(name: &str, socket: &Path) -> ExitCode {
         builder
     };
     let served: io::Result<Infallible> = match name {
-        "postpone-1" => {
-            return daemon::serve(settings(socket, 1), Metrics::Required, PathBuf::new());
-        }
-        "postpone-2" => {
-            return daemon::serve(settings(socket, 2), Metrics::Required, PathBuf::new());
-        }
+        "postpone-1" => return serve_daemon(settings(socket, 1)),
+        "postpone-2" => return serve_daemon(settings(socket, 2)),
         "null" => serve_null(&mut one(), socket),
         "null-pool" => serve_null(&mut pool(), socket),
         "postpone-pool" => serve_postpone(&mut pool(), &settings(socket, 1)),
@@ -430,19 +440,24 @@ fn subject(name: &str, socket: &Path) -> ExitCode {
 /// The defaults on this socket, with loopback asked like everybody else.
 fn settings(socket: &Path, workers: u8) -> Settings {
     let mut settings = Settings::default();
-    let address = Address::Unix(socket.to_owned());
-    settings.listen = vec![listen::Params { milter: Some(address), ..listen::Params::default() }];
+    let address = Some(Address::Unix(socket.to_owned()));
+    settings.listen = vec![listen::Params { milter: address, ..listen::Params::default() }];
     settings.control.http = OrNone::None;
     settings.access.allow.clear();
     settings.server.workers = workers;
     settings
 }
 
+fn serve_daemon(settings: Settings) -> ExitCode {
+    // No settings name it, so no metrics are served, and no file is read.
+    daemon::serve(settings, Metrics::Required, PathBuf::new())
+}
+
 fn serve_postpone(runtime: &mut runtime::Builder, settings: &Settings) -> io::Result<Infallible> {
     let memory = Memory::new(&Secret::new([7; 16]), settings.bounds());
     let policy = settings.policy(&memory).expect("the defaults name no files");
     let engine = Engine::new(Box::new(SystemClock), memory, policy);
-    let bound = settings.listen[0].bind()?;
+    let (bound, door) = (settings.listen[0].bind()?, settings.listen[0].door());
     let (_stop, stopping) = tokio::sync::watch::channel(false);
     let upkeep = engine.clone();
     runtime.enable_all().build()?.block_on(async move {
@@ -453,15 +468,7 @@ fn serve_postpone(runtime: &mut runtime::Builder, settings: &Settings) -> io::Re
                 upkeep.sweep();
             }
         });
-        milter::serve(
-            bound,
-            engine,
-            listen::Params::default().door(),
-            MOST,
-            stopping,
-            Duration::ZERO,
-        )
-        .await
+        milter::serve(bound, engine, door, MOST, stopping, Duration::ZERO).await
     })?;
     Err(io::Error::other("nobody told it to stop"))
 }
@@ -480,13 +487,14 @@ fn serve_null(runtime: &mut runtime::Builder, socket: &Path) -> io::Result<Infal
 
 /// A filter that does nothing, at the steps where ours does something, over the macros ours has.
 fn null() -> Callbacks<()> {
-    const MACROS: [(MacroStage, &CStr); 4] = [
+    const MACROS: [(MacroStage, &CStr); 5] = [
         (
             MacroStage::Connect,
             c"j {client_addr} {client_ptr} {client_resolve} {client_connections} {daemon_name} {daemon_port}",
         ),
         (MacroStage::Mail, c"{auth_authen} {auth_type} {mail_addr} {tls_version}"),
         (MacroStage::Rcpt, c"{rcpt_mailer} {rcpt_host} {rcpt_addr}"),
+        (MacroStage::Eoh, c"i"),
         (MacroStage::Eom, c"i {msg_size}"),
     ];
     Callbacks::new()

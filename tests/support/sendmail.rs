@@ -255,7 +255,7 @@ fn lay_out(folder: &Folder) {
         &format!(
             "#!/bin/sh
 set -e
-cd {root}/mail
+cd '{root}/mail'
 copy=$(mktemp tmp/XXXXXXXXXX)
 {{ echo \"Delivered-To: $1@{DOMAIN}\"; cat; }} > \"$copy\"
 mv \"$copy\" new/
@@ -321,9 +321,10 @@ fn equate(endpoint: &str) -> String {
 /// Makes `sendmail.cf`, as every Sendmail's owner does.
 fn sendmail_cf(folder: &Folder, unpacked: &Path, mc: &str) -> PathBuf {
     let macros = unpacked.join("usr/share/sendmail/cf");
+    // From within, since the macros run a shell over their own path, which may have spaces.
     let output = Command::new("m4")
-        .arg(format!("-D_CF_DIR_={}/", macros.display()))
-        .arg(macros.join("m4/cf.m4"))
+        .current_dir(macros)
+        .args(["-D_CF_DIR_=./", "m4/cf.m4"])
         .arg(folder.write("sendmail.mc", mc))
         .output()
         .unwrap_or_else(|e| panic!("apt-get install m4 ({e})"));
