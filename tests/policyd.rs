@@ -246,7 +246,7 @@ async fn garbage_is_answered_and_counted_and_a_few_are_forgiven() {
         ("request=smtpd_access_policy\nno attribute\n\n", FRAMES),
         ("request=another\nclient_address=192.0.2.7\n\n", FRAMES),
         ("request=smtpd_access_policy\nprotocol_state=RCPT\n\n", ADDRESSES),
-        ("request=smtpd_access_policy\nclient_address=unknown\n\n", ADDRESSES),
+        ("request=smtpd_access_policy\nclient_address=192.0.2.300\n\n", ADDRESSES),
     ] {
         let before = service.counted(series);
         let mut peer = service.connect().await;
@@ -261,6 +261,17 @@ async fn garbage_is_answered_and_counted_and_a_few_are_forgiven() {
     }
     let mut peer = service.connect().await;
     assert!(peer.ask(&request(1, "b", "one")).await.starts_with("action=421 "));
+}
+
+#[tokio::test]
+async fn a_client_whose_address_postfix_does_not_know_is_no_garbage() {
+    let service = Service::start("limit = []");
+    let mut peer = service.connect().await;
+    let unknown = request(1, "a", "one").replace("192.0.2.7", "unknown");
+    for _ in 0..100 {
+        assert_eq!(peer.ask(&unknown).await, DUNNO);
+    }
+    assert_eq!((service.counted(ADDRESSES), service.counted(FRAMES)), (100, 0));
 }
 
 #[tokio::test]

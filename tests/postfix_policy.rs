@@ -307,6 +307,24 @@ fn addresses_that_are_no_text_count_like_others() {
 }
 
 #[test]
+fn a_client_without_an_address_passes_and_is_counted() {
+    let (daemon, postfix) = mx(&velocity("1/1h", ""), &["recipient", "end_of_data"]);
+    let mut client = Client::connect(postfix.smtp, ANNA);
+    client.ehlo().expect(250);
+    client.say("XCLIENT ADDR=[UNAVAILABLE]").expect(220);
+    client.helo().expect(250);
+    // More often than a connection bears garbage.
+    let everyone: Vec<String> = (0..20).map(|n| format!("r{n}")).collect();
+    let everyone: Vec<&str> = everyone.iter().map(String::as_str).collect();
+    client.deliver(SENDER, &everyone);
+    postfix.delivered(&everyone);
+    assert_eq!(daemon.metric("postpone_failures_total", &[("kind", "address")]), 21.0);
+    visit(&postfix, BERT, "bert");
+    let mut bert = greeted(&postfix, BERT);
+    rcpt(&mut bert, "bert").expect(421);
+}
+
+#[test]
 fn the_authenticated_are_exempt() {
     let policy = velocity("1/1h", "") + &limit("connections", "connections", "quota = \"1/1h\"");
     let daemon = Daemon::policy_service(&policy);

@@ -10,13 +10,14 @@ pub mod request;
 use std::fmt::Write;
 use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{interval, timeout};
 
 pub use self::desk::Desk;
 use self::request::{Action, Garbage, Request};
@@ -26,8 +27,8 @@ use crate::engine::{Door, Engine};
 /// The longest request taken, in bytes. Postfix's own are below 4 KiB.
 const LONGEST_REQUEST: usize = 64 << 10;
 
-/// How often a connection may send what is no request, before it is closed. A few are forgiven,
-/// because a client without an address may stand between others that have one.
+/// How often a connection may send what is no request, before it is closed. A few are forgiven:
+/// Postfix waits for a second before it connects again.
 const MOST_GARBAGE: u8 = 8;
 
 /// How long a connection may be silent. Postfix closes an idle one after minutes; what is silent
@@ -81,37 +82,53 @@ async fn converse(
 ) {
     let mut stream = BufReader::new(transport);
     let (mut text, mut answer) = (Vec::new(), String::new());
-    let mut garbage = 0;
+    let (mut garbage, mut stopped, mut heard) = (0, false, true);
+    // These last as long as the connection: to begin them anew for each request would cost as much
+    // as to decide it.
+    let mut stop = pin!(stopping.wait_for(|stopping| *stopping));
+    let mut look = interval(LONGEST_SILENCE);
     loop {
         text.clear();
-        let came = tokio::select! {
-            biased;
-            came = timeout(LONGEST_SILENCE, next(&mut stream, &mut text)) => Some(came),
-            _ = stopping.wait_for(|stopping| *stopping) => None,
+        let came = loop {
+            tokio::select! {
+                biased;
+                came = next(&mut stream, &mut text) => break came,
+                _ = &mut stop, if !stopped => {
+                    // Between two requests nothing is lost: Postfix connects again.
+                    if text.is_empty() {
+                        return;
+                    }
+                    stopped = true;
+                }
+                _ = look.tick() => {
+                    if !std::mem::take(&mut heard) {
+                        return;
+                    }
+                }
+            }
         };
-        let came = match came {
-            Some(came) => came.unwrap_or(Ok(Came::Nothing)),
-            // Between two requests nothing is lost: Postfix connects again.
-            None if text.is_empty() => return,
-            None => next(&mut stream, &mut text).await,
-        };
-        let asked = match came {
-            Ok(Came::Request) => Ok(String::from_utf8_lossy(&text)),
+        heard = true;
+        let request = match came {
+            Ok(Came::Request) => Request::parse(&text),
             Ok(Came::TooMuch) => Err(Garbage::TooLong),
             Ok(Came::Nothing) | Err(_) => return,
         };
-        let request = asked.as_deref().map_err(|garbage| *garbage).and_then(Request::parse);
         let action = request.map(|request| desk.answer(&request, engine, door));
         let action = action.unwrap_or_else(|what| {
             engine.failed(what.failure(), &what);
-            // Without an end nobody knows where the next one begins.
-            garbage = if what == Garbage::TooLong { MOST_GARBAGE } else { garbage + 1 };
+            garbage += match what {
+                // Without an end nobody knows where the next one begins.
+                Garbage::TooLong => MOST_GARBAGE,
+                Garbage::NoAttribute | Garbage::NoRequest | Garbage::NoClient => 1,
+                Garbage::UnknownClient => 0,
+            };
             Action::Dunno
         });
         answer.clear();
         // A string takes everything.
         let _ = write!(answer, "action={action}\n\n");
-        if stream.write_all(answer.as_bytes()).await.is_err() || garbage >= MOST_GARBAGE {
+        let written = stream.write_all(answer.as_bytes()).await;
+        if written.is_err() || garbage >= MOST_GARBAGE || stopped {
             return;
         }
     }

@@ -18,7 +18,6 @@ use crate::clock::Time;
 use crate::engine::{Answer, Door, Engine, Refused, Session};
 use crate::meter::key::{Key, KeyMaker, Secret};
 use crate::policy::signal::Ends;
-use crate::smtp::address::ClientText;
 use crate::smtp::event::Event;
 use crate::smtp::reply;
 
@@ -72,13 +71,43 @@ impl Desk {
         if let Some(action) = known.answers.recall(question, now) {
             return action;
         }
-        let ask = |seat: &mut Option<Conversation>| ask(seat, request, engine, door);
+        let ask = |seat: &mut Option<Box<Conversation>>| self.ask(seat, request, engine, door);
         let (action, keep) = match known.sessions.with(endpoint.finish(), now, ask) {
             Ok(()) => (Action::Dunno, REMEMBERED),
             Err(Refused { reply, wait, .. }) => (Action::Refuse(reply), wait.min(REMEMBERED)),
         };
         known.answers.remember(question, action.clone(), now, keep);
         action
+    }
+
+    /// Asks whoever has the seat, or somebody new.
+    fn ask(
+        &self,
+        seat: &mut Option<Box<Conversation>>,
+        request: &Request<'_>,
+        engine: &Arc<Engine>,
+        door: &Door,
+    ) -> Result<(), Refused> {
+        let ends = if engine.holds(&request.client) { Ends::SeenElsewhere } else { door.ends };
+        // A milter may hold the session only since it was last heard of, or no longer.
+        let known = seat.take().filter(|known| known.ends == ends);
+        let known =
+            known.unwrap_or_else(|| Box::new(Conversation::new(request, engine, door, ends)));
+        let conversation = seat.insert(known);
+        let asked = conversation.ask(request, |text| self.name(text));
+        if request.stage == Stage::Connect && ends == Ends::Unseen {
+            engine.counted(&request.client);
+        }
+        let closes = |refused: &Refused| refused.reply.code().action() == reply::Action::Close;
+        if asked.as_ref().is_err_and(closes) {
+            *seat = None;
+        }
+        asked
+    }
+
+    /// A text, for comparison only.
+    fn name(&self, text: &[u8]) -> Option<Key> {
+        (!text.is_empty()).then(|| self.secret.key("policy name").part(text).finish())
     }
 
     /// How many answers, and requests about messages under way, are remembered.
@@ -96,7 +125,7 @@ impl Desk {
         match request.client.port {
             Some(port) => maker.part(&port.to_be_bytes()),
             // Postfix before 3.0 tells no port: then a message stands for its session.
-            None => maker.part(b"message").part(request.instance.as_bytes()),
+            None => maker.part(b"message").part(request.instance),
         }
     }
 }
@@ -156,7 +185,10 @@ struct Sessions {
 struct Seat {
     heard: Time,
     /// None once Postfix was told to hang up: what comes from there next is another session.
-    conversation: Option<Conversation>,
+    ///
+    /// In a box, because most seats are of sessions that are over, and are passed by in search of
+    /// others.
+    conversation: Option<Box<Conversation>>,
 }
 
 impl Seat {
@@ -170,7 +202,7 @@ impl Sessions {
         &mut self,
         endpoint: Key,
         now: Time,
-        ask: impl FnOnce(&mut Option<Conversation>) -> T,
+        ask: impl FnOnce(&mut Option<Box<Conversation>>) -> T,
     ) -> T {
         self.forget(now);
         let seat = match self.by_endpoint.entry(endpoint) {
@@ -216,7 +248,8 @@ struct Conversation {
     session: Session,
     ends: Ends,
     arrival: Arrival,
-    helo: ClientText,
+    /// What the client calls itself.
+    helo: Option<Key>,
     message: Message,
     /// How much was asked about the message.
     questions: usize,
@@ -237,43 +270,21 @@ enum Arrival {
 enum Message {
     None,
     Unnamed,
-    Named(Box<str>),
-}
-
-/// Asks whoever has the seat, or somebody new.
-fn ask(
-    seat: &mut Option<Conversation>,
-    request: &Request<'_>,
-    engine: &Arc<Engine>,
-    door: &Door,
-) -> Result<(), Refused> {
-    let ends = if engine.holds(&request.client) { Ends::SeenElsewhere } else { door.ends };
-    // A milter may hold the session only since it was last heard of, or no longer.
-    let known = seat.take().filter(|known| known.ends == ends);
-    let known = known.unwrap_or_else(|| Conversation::new(request, engine, door, ends));
-    let conversation = seat.insert(known);
-    let asked = conversation.ask(request);
-    if request.stage == Stage::Connect && ends == Ends::Unseen {
-        engine.counted(&request.client);
-    }
-    if asked.as_ref().is_err_and(|refused| refused.reply.code().action() == reply::Action::Close) {
-        *seat = None;
-    }
-    asked
+    Named(Key),
 }
 
 impl Conversation {
     fn new(request: &Request<'_>, engine: &Arc<Engine>, door: &Door, ends: Ends) -> Self {
         let listener = match request.context {
-            "" => door.listener.clone(),
-            context => context.into(),
+            b"" => door.listener.clone(),
+            context => String::from_utf8_lossy(context).into(),
         };
         let door = Door { listener, speak: door.speak, ends };
         Self {
             session: engine.session(request.client.clone(), door),
             ends,
             arrival: Arrival::Untold,
-            helo: ClientText::new(b""),
+            helo: None,
             message: Message::None,
             questions: 0,
             seen: 0,
@@ -281,17 +292,22 @@ impl Conversation {
     }
 
     /// Tells the session what must have happened, and then what is asked about.
-    fn ask(&mut self, request: &Request<'_>) -> Result<(), Refused> {
+    fn ask(
+        &mut self,
+        request: &Request<'_>,
+        name: impl Fn(&[u8]) -> Option<Key>,
+    ) -> Result<(), Refused> {
         if self.arrival == Arrival::Untold {
             self.arrival = Arrival::Told;
             self.tell(Event::Connect)?;
         }
-        if request.helo != self.helo && !request.helo.as_str().is_empty() {
-            self.helo = request.helo.clone();
-            self.tell(Event::Helo { name: request.helo.clone() })?;
+        let helo = name(request.helo);
+        if helo.is_some() && helo != self.helo {
+            self.helo = helo;
+            self.tell(request.greeting())?;
         }
         if request.stage >= Stage::Mail {
-            let message = Message::of(request);
+            let message = name(request.instance).map_or(Message::Unnamed, Message::Named);
             if self.begins(&message, request.stage) {
                 // If it is refused it has not begun: it is judged again at its next recipient.
                 self.message = Message::None;
@@ -336,15 +352,6 @@ impl Conversation {
             // The message of the MAIL before, which had no name yet.
             (Message::Unnamed, Message::Named(_)) => false,
             (known, message) => known != message || stage == Stage::Mail,
-        }
-    }
-}
-
-impl Message {
-    fn of(request: &Request<'_>) -> Self {
-        match request.instance {
-            "" => Self::Unnamed,
-            instance => Self::Named(instance.into()),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 use std::net::IpAddr;
+use std::str::FromStr;
 
 use crate::meter::key::KeyMaker;
 use crate::smtp::address::{Address, ClientText};
@@ -18,17 +19,17 @@ pub struct Request<'a> {
     /// About whom.
     pub client: Client,
     /// What the client calls itself; empty before HELO.
-    pub helo: ClientText,
+    pub helo: &'a [u8],
     /// The name of the message, from its first recipient on; empty before.
-    pub instance: &'a str,
+    pub instance: &'a [u8],
     /// What `main.cf` calls the restriction list that asks; empty if nothing.
-    pub context: &'a str,
+    pub context: &'a [u8],
     /// How many recipients Postfix has accepted; told from DATA on.
     pub recipient_count: u32,
     /// The size of the message in bytes: the declared one, and at its end the true one.
     pub size: Option<u64>,
-    sender: &'a str,
-    recipient: &'a str,
+    sender: &'a [u8],
+    recipient: &'a [u8],
 }
 
 /// The stage at which Postfix asks.
@@ -50,7 +51,7 @@ pub enum Stage {
     Other,
 }
 
-/// Bytes that are no request.
+/// Bytes that are no request, or none that can be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Garbage {
     /// More bytes without an end than any request has.
@@ -61,6 +62,8 @@ pub enum Garbage {
     NoRequest,
     /// Well-formed, but without a client address that can be read.
     NoClient,
+    /// No garbage: Postfix says that it does not know the client's address.
+    UnknownClient,
 }
 
 impl Garbage {
@@ -68,7 +71,7 @@ impl Garbage {
     pub fn failure(self) -> Failure {
         match self {
             Self::TooLong | Self::NoAttribute | Self::NoRequest => Failure::Frame,
-            Self::NoClient => Failure::Address,
+            Self::NoClient | Self::UnknownClient => Failure::Address,
         }
     }
 }
@@ -80,6 +83,7 @@ impl Display for Garbage {
             Self::NoAttribute => "a policy request with a line that is no name=value",
             Self::NoRequest => "a policy request that is not for smtpd_access_policy",
             Self::NoClient => "a policy request without a client address that can be read",
+            Self::UnknownClient => "a policy request about a client of unknown address",
         })
     }
 }
@@ -87,58 +91,65 @@ impl Display for Garbage {
 impl<'a> Request<'a> {
     /// Reads a request. An attribute that is missing, as in older versions, is empty; one that is
     /// not known, as in newer ones, is skipped.
-    pub fn parse(text: &'a str) -> Result<Self, Garbage> {
-        let mut kind = "";
-        let (mut stage, mut address, mut port, mut name) = ("", "", "", "");
-        let (mut helo, mut instance, mut sender, mut recipient) = ("", "", "", "");
-        let (mut recipient_count, mut size, mut user, mut encryption) = ("", "", "", "");
-        let mut context = "";
-        for line in text.lines().filter(|line| !line.is_empty()) {
-            let (attribute, value) = line.split_once('=').ok_or(Garbage::NoAttribute)?;
-            match attribute {
-                "request" => kind = value,
-                "protocol_state" => stage = value,
-                "client_address" => address = value,
-                "client_port" => port = value,
-                "client_name" => name = value,
-                "helo_name" => helo = value,
-                "instance" => instance = value,
-                "sender" => sender = value,
-                "recipient" => recipient = value,
-                "recipient_count" => recipient_count = value,
-                "size" => size = value,
-                "sasl_username" => user = value,
-                "encryption_protocol" => encryption = value,
-                "policy_context" => context = value,
+    pub fn parse(text: &'a [u8]) -> Result<Self, Garbage> {
+        let nothing = &b""[..];
+        let mut kind = nothing;
+        let (mut stage, mut address, mut port, mut name) = (nothing, nothing, nothing, nothing);
+        let (mut helo, mut sender, mut recipient) = (nothing, nothing, nothing);
+        let (mut instance, mut recipient_count, mut size) = (nothing, nothing, nothing);
+        let (mut user, mut encryption, mut context) = (nothing, nothing, nothing);
+        for line in text.split(|byte| *byte == b'\n') {
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
+            if line.is_empty() {
+                continue;
+            }
+            let end = line.iter().position(|byte| *byte == b'=').ok_or(Garbage::NoAttribute)?;
+            let value = &line[end + 1..];
+            match &line[..end] {
+                b"request" => kind = value,
+                b"protocol_state" => stage = value,
+                b"client_address" => address = value,
+                b"client_port" => port = value,
+                b"client_name" => name = value,
+                b"helo_name" => helo = value,
+                b"sender" => sender = value,
+                b"recipient" => recipient = value,
+                b"recipient_count" => recipient_count = value,
+                b"instance" => instance = value,
+                b"size" => size = value,
+                b"sasl_username" => user = value,
+                b"encryption_protocol" => encryption = value,
+                b"policy_context" => context = value,
                 _ => {}
             }
         }
-        if kind != "smtpd_access_policy" {
+        if kind != b"smtpd_access_policy" {
             return Err(Garbage::NoRequest);
         }
-        let address: IpAddr = address.parse().map_err(|_| Garbage::NoClient)?;
-        let mut client = Client::new(address);
-        client.port = port.parse().ok().filter(|port| *port > 0);
+        if address == b"unknown" {
+            return Err(Garbage::UnknownClient);
+        }
+        let mut client = Client::new(read::<IpAddr>(address).ok_or(Garbage::NoClient)?);
+        client.port = read(port).filter(|port| *port > 0);
         // Whoever has authenticated has done so before anything is inferred of the session.
-        client.user = (!user.is_empty()).then(|| ClientText::new(user.as_bytes()));
+        client.user = (!user.is_empty()).then(|| ClientText::new(user));
         client.tls = !encryption.is_empty();
         // Postfix says `unknown` where the name is not confirmed.
-        if !name.is_empty() && name != "unknown" {
-            client = client.named(name);
+        if !name.is_empty() && name != b"unknown" {
+            client = client.named(&String::from_utf8_lossy(name));
         }
         let stage = match stage {
-            "CONNECT" => Stage::Connect,
-            "HELO" | "EHLO" => Stage::Helo,
-            "MAIL" => Stage::Mail,
-            "RCPT" => Stage::Recipient,
-            "DATA" => Stage::Data,
-            "END-OF-MESSAGE" => Stage::EndOfMessage,
+            b"CONNECT" => Stage::Connect,
+            b"HELO" | b"EHLO" => Stage::Helo,
+            b"MAIL" => Stage::Mail,
+            b"RCPT" => Stage::Recipient,
+            b"DATA" => Stage::Data,
+            b"END-OF-MESSAGE" => Stage::EndOfMessage,
             _ => Stage::Other,
         };
-        let helo = ClientText::new(helo.as_bytes());
         // Zero where the client declared none.
-        let size = size.parse().ok().filter(|size| *size > 0);
-        let recipient_count = recipient_count.parse().unwrap_or(0);
+        let size = read(size).filter(|size| *size > 0);
+        let recipient_count = read(recipient_count).unwrap_or(0);
         Ok(Self {
             stage,
             client,
@@ -156,16 +167,21 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn question(&self, maker: KeyMaker) -> KeyMaker {
         // Before MAIL nothing but the greeting tells two requests apart.
-        let helo = if self.stage == Stage::Helo { self.helo.as_str() } else { "" };
+        let helo = if self.stage == Stage::Helo { self.helo } else { b"" };
         [self.instance, self.sender, self.recipient, helo]
-            .iter()
-            .fold(maker.part(&[self.stage as u8]), |maker, part| maker.part(part.as_bytes()))
+            .into_iter()
+            .fold(maker.part(&[self.stage as u8]), KeyMaker::part)
+    }
+
+    /// The HELO that its session began with.
+    pub fn greeting(&self) -> Event {
+        Event::Helo { name: ClientText::new(self.helo) }
     }
 
     /// The MAIL that its message began with.
     pub fn mail(&self) -> Event {
         Event::Mail {
-            sender: Address::new(self.sender.as_bytes()),
+            sender: Address::new(self.sender),
             size: self.size,
             user: self.client.user.clone(),
             tls: self.client.tls,
@@ -174,9 +190,12 @@ impl<'a> Request<'a> {
 
     /// The RCPT that it is about.
     pub fn recipient(&self) -> Event {
-        let address = Address::new(self.recipient.as_bytes());
-        Event::Recipient { address, fate: Fate::Offered }
+        Event::Recipient { address: Address::new(self.recipient), fate: Fate::Offered }
     }
+}
+
+fn read<T: FromStr>(value: &[u8]) -> Option<T> {
+    std::str::from_utf8(value).ok()?.parse().ok()
 }
 
 /// What Postfix is told to do. Never a bare number: `421` without a text means OK.
