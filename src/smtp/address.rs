@@ -8,7 +8,8 @@ use std::fmt::{self, Debug, Formatter};
 /// as the session lasts.
 pub const LONGEST: usize = 512;
 
-/// A text the client chose: its HELO name, the name of its login. Cut to [`LONGEST`] bytes, otherwise as given.
+/// A text the client chose: its HELO name, the name of its login. Cut to [`LONGEST`] bytes,
+/// otherwise as given.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ClientText(Box<str>);
 
@@ -43,13 +44,12 @@ impl Address {
         let text = text.trim();
         let text = text.strip_prefix('<').unwrap_or(text);
         let text = text.strip_suffix('>').unwrap_or(text);
-        let text = without_route(text);
-        match text.rsplit_once('@') {
-            Some((local, domain)) => {
-                Self(format!("{local}@{}", domain.to_ascii_lowercase()).into())
-            }
-            None => Self(text.into()),
+        let text = if text.starts_with('@') { without_route(text) } else { text };
+        let mut address: Box<str> = text.into();
+        if let Some(at) = address.rfind('@') {
+            address[at..].make_ascii_lowercase();
         }
+        Self(address)
     }
 
     /// `local@domain`; empty for the null sender.
@@ -111,7 +111,7 @@ impl Address {
     }
 }
 
-/// A path without its source route: `@a.example,@b.example:user@c.example` is `user@c.example`.
+/// A path that begins with a source route, without it: `@a.example,@b.example:user@c.example` is `user@c.example`.
 ///
 /// RFC 5321, 4.1.1.3: "Receiving systems MUST recognize source route syntax but SHOULD strip off
 /// the source route specification". A route to nowhere is left as it is, else it would be the
@@ -123,7 +123,7 @@ fn without_route(path: &str) -> &str {
         c == ':' && !in_literal
     });
     match end.map(|end| &path[end + 1..]) {
-        Some(mailbox) if path.starts_with('@') && !mailbox.is_empty() => mailbox,
+        Some(mailbox) if !mailbox.is_empty() => mailbox,
         _ => path,
     }
 }
@@ -248,12 +248,17 @@ fn counted_out(word: &str, out: &mut String) {
 }
 
 /// The text of these bytes, cut where a character ends.
-fn bounded(bytes: &[u8]) -> String {
+fn bounded(bytes: &[u8]) -> Cow<'_, str> {
     let cut = &bytes[..bytes.len().min(LONGEST)];
-    let mut text = String::from_utf8_lossy(cut).into_owned();
-    // What was no text has become three bytes each.
-    text.truncate(text.floor_char_boundary(LONGEST));
-    text
+    match std::str::from_utf8(cut) {
+        Ok(text) => Cow::Borrowed(text),
+        Err(_) => {
+            let mut text = String::from_utf8_lossy(cut).into_owned();
+            // What was no text has become three bytes each.
+            text.truncate(text.floor_char_boundary(LONGEST));
+            Cow::Owned(text)
+        }
+    }
 }
 
 #[cfg(test)]
