@@ -3,32 +3,29 @@
 //! From event to answer everything is synchronous, waits for nothing, and fails open: in our own
 //! trouble the mail passes. That is decided in one place, `Engine::or_pass`.
 
+mod session;
+
 use std::any::Any;
-use std::borrow::Cow;
-use std::cell::OnceCell;
-use std::fmt::{self, Display, Formatter, Write};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use crate::clock::{Clock, Stopwatch, Time};
+use self::session::Id;
+pub use self::session::Session;
+use crate::clock::{Clock, Time};
 use crate::meter::key::{Key, Secret};
 use crate::meter::record::Record;
 use crate::meter::table::Table;
-use crate::policy::decision::{Decision, Reason};
-use crate::policy::signal::{Arrival, Context, Ends, Ledger};
-use crate::policy::standing::Standing;
+use crate::policy::decision::Reason;
+use crate::policy::signal::{Arrival, Ends};
 use crate::policy::{Memory, Policy};
 use crate::smtp::client::{Client, Network, Prefixes};
-use crate::smtp::event::{Event, Fate, Kind};
-use crate::smtp::pool::Pool;
+use crate::smtp::event::Kind;
 use crate::smtp::reply::Reply;
-use crate::smtp::template::Placeholder;
-use crate::smtp::transaction::Transaction;
-use crate::telemetry::{Failure, Telemetry, Told};
+use crate::telemetry::{Failure, Telemetry};
 
 /// When a session that is refused at its beginning hears of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -105,30 +102,15 @@ impl Engine {
 
     /// Begins a session. It keeps the policy that is in force now.
     pub fn session(self: &Arc<Self>, client: Client, door: Door) -> Session {
-        let now = self.clock.now();
-        self.telemetry.session_begun(door.ends);
-        let policy = self.policy.load_full();
-        let endpoint = self.endpoint(&client).filter(|_| door.ends == Ends::Seen);
-        let taken =
-            endpoint.and_then(|key| Some((key, self.held.write(key, |h| h.take(now)).ok()?)));
-        let mut visitor = Visitor {
-            network: policy.network(client.address()),
-            pool: OnceCell::new(),
-            standing: Standing::Unknown,
-            arrival: taken.map_or(Arrival::Open, |(_, arrival)| arrival),
-            client,
-            door,
-        };
-        visitor.look_up_standing(&policy, now, &Event::Connect);
-        Session {
-            engine: self.clone(),
-            policy,
-            visitor,
-            held: taken.map(|(key, _)| key),
-            transaction: None,
-            ledger: Ledger::default(),
-            sentence: None,
-        }
+        Session::begin(self, client, door)
+    }
+
+    /// Notes a session whose end will be seen; where it is noted, and whether its connection still
+    /// counts.
+    fn take(&self, client: &Client, ends: Ends, now: Time) -> Option<(Key, Arrival)> {
+        let key = self.endpoint(client).filter(|_| ends == Ends::Seen)?;
+        let arrival = self.held.write(key, |held| held.take(now)).ok()?;
+        Some((key, arrival))
     }
 
     /// Whether a session of this client, by address and port, is held whose end will be seen.
@@ -236,308 +218,6 @@ impl Held {
 impl Record for Held {
     fn forgettable(&self, now: Time) -> bool {
         self.sessions == 0 && now.since(self.counted) >= NEXT
-    }
-}
-
-/// Who has come, by which door, and what is known of it.
-struct Visitor {
-    client: Client,
-    network: Network,
-    pool: OnceCell<Pool>,
-    standing: Standing,
-    arrival: Arrival,
-    door: Door,
-}
-
-impl Visitor {
-    /// What it has earned is looked up when its session begins, and at every message.
-    fn look_up_standing(&mut self, policy: &Policy, now: Time, event: &Event) {
-        self.standing = policy.standing(&self.context(now, event, None));
-    }
-
-    fn context<'a>(
-        &'a self,
-        now: Time,
-        event: &'a Event,
-        transaction: Option<&'a Transaction>,
-    ) -> Context<'a> {
-        let standing = if self.client.authenticated() { Standing::Trusted } else { self.standing };
-        Context {
-            now,
-            event,
-            client: &self.client,
-            network: self.network,
-            pool: &self.pool,
-            standing,
-            listener: &self.door.listener,
-            ends: self.door.ends,
-            arrival: self.arrival,
-            transaction,
-        }
-    }
-}
-
-/// One SMTP session. Dropping it ends it: what it has taken is given back.
-pub struct Session {
-    engine: Arc<Engine>,
-    policy: Arc<Policy>,
-    visitor: Visitor,
-    /// Where it is noted as held, if it is.
-    held: Option<Key>,
-    transaction: Option<Transaction>,
-    ledger: Ledger,
-    /// The refusal of the session as a whole, if it is refused.
-    sentence: Option<Sentence>,
-}
-
-/// A refusal of a whole session: repeated at every command, for as long as the session goes on.
-struct Sentence {
-    decision: Decision,
-    id: Id,
-    since: Time,
-    heard: Heard,
-}
-
-/// Whether the client has been told.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Heard {
-    Already,
-    NotYet,
-}
-
-impl Session {
-    /// Answers an event. Never panics: then the event passes.
-    pub fn on(&mut self, event: Event) -> Answer {
-        let watch = Stopwatch::start();
-        let kind = event.kind();
-        let answer = catch_unwind(AssertUnwindSafe(|| self.answer(event)));
-        let answer = self.engine.or_pass(kind, answer);
-        self.engine.telemetry.event(kind, watch.elapsed());
-        answer
-    }
-
-    fn answer(&mut self, event: Event) -> Answer {
-        let now = self.engine.clock.now();
-        match &event {
-            Event::Helo { name } => self.visitor.client.helo = Some(name.clone()),
-            Event::Mail { user, tls, .. } => {
-                self.visitor.client.user.clone_from(user);
-                self.visitor.client.tls = *tls;
-                self.visitor.look_up_standing(&self.policy, now, &event);
-                if self.transaction.is_some() {
-                    // Nobody told that the last transaction ended; so it ends here.
-                    self.decide(now, &Event::Abort);
-                    self.transaction = None;
-                }
-            }
-            _ => {}
-        }
-        if let Some(sentence) = self.sentence.take()
-            && let Ok(answer) = self.repeat(now, &event, sentence)
-        {
-            return answer;
-        }
-        let decision = self.decide(now, &event);
-        self.follow(now, event, decision)
-    }
-
-    /// Reads, decides, writes.
-    fn decide(&mut self, now: Time, event: &Event) -> Decision {
-        let Self { policy, visitor, transaction, ledger, .. } = self;
-        let cx = visitor.context(now, event, transaction.as_ref());
-        let decision = policy.assess(&cx, ledger);
-        policy.settle(&cx, &decision, ledger);
-        decision
-    }
-
-    /// What a session that is refused hears, unless it has become exempt.
-    fn repeat(
-        &mut self,
-        now: Time,
-        event: &Event,
-        mut sentence: Sentence,
-    ) -> Result<Answer, Lifted> {
-        let silent = match event {
-            Event::Helo { .. } => self.visitor.door.speak == Speak::Mail,
-            Event::Mail { .. } if self.visitor.client.authenticated() => {
-                let cx = self.visitor.context(now, event, self.transaction.as_ref());
-                if self.policy.assess(&cx, &self.ledger).exemption().is_some() {
-                    sentence.decision = sentence.decision.for_exempt();
-                }
-                if sentence.decision.passes() {
-                    return Err(Lifted);
-                }
-                false
-            }
-            Event::Mail { .. } | Event::Recipient { .. } | Event::Data { .. } => false,
-            Event::Connect | Event::EndOfMessage { .. } | Event::Abort | Event::Disconnect => true,
-        };
-        if silent {
-            self.sentence = Some(sentence);
-            return Ok(Answer::Pass);
-        }
-        Ok(self.pronounce(now, event, sentence))
-    }
-
-    /// Speaks a sentence, and keeps it for the next command.
-    fn pronounce(&mut self, now: Time, event: &Event, sentence: Sentence) -> Answer {
-        let Sentence { decision, id, since, .. } = sentence;
-        let wait = decision.wait().saturating_sub(now.since(since));
-        let answer = self.tell(event, &decision, id, wait);
-        let decision = decision.without_shadows();
-        self.sentence = Some(Sentence { decision, id, since, heard: Heard::Already });
-        answer
-    }
-
-    /// Lets the session go the way of the decision.
-    fn follow(&mut self, now: Time, event: Event, decision: Decision) -> Answer {
-        if let Event::Connect | Event::Helo { .. } = event
-            && !decision.passes()
-        {
-            let at_once = match event {
-                Event::Connect => self.visitor.door.speak == Speak::Connect || decision.at_once(),
-                _ => self.visitor.door.speak != Speak::Mail,
-            };
-            let id = self.engine.next_id(now);
-            let sentence = Sentence { decision, id, since: now, heard: Heard::NotYet };
-            if at_once {
-                return self.pronounce(now, &event, sentence);
-            }
-            self.sentence = Some(sentence);
-            return Answer::Pass;
-        }
-        let answer = if decision.is_worth_telling() {
-            let id = self.engine.next_id(now);
-            self.tell(&event, &decision, id, decision.wait())
-        } else {
-            self.engine.telemetry.passed();
-            Answer::Pass
-        };
-        match event {
-            Event::Mail { sender, size, .. } if decision.passes() => {
-                self.transaction = Some(Transaction::new(sender, size));
-            }
-            Event::Recipient { fate: Fate::Offered, .. } if decision.passes() => {
-                if let Some(transaction) = &mut self.transaction {
-                    transaction.accepted = transaction.accepted.saturating_add(1);
-                }
-            }
-            Event::EndOfMessage { .. } | Event::Abort | Event::Disconnect => {
-                self.transaction = None;
-            }
-            Event::Connect
-            | Event::Helo { .. }
-            | Event::Mail { .. }
-            | Event::Recipient { .. }
-            | Event::Data { .. } => {}
-        }
-        answer
-    }
-
-    /// Logs and counts a decision, and puts it in words for the client.
-    fn tell(&self, event: &Event, decision: &Decision, id: Id, wait: Duration) -> Answer {
-        let sender = match event {
-            Event::Mail { sender, .. } => Some(sender),
-            _ => self.transaction.as_ref().map(|transaction| &transaction.sender),
-        };
-        let recipient = match event {
-            Event::Recipient { address, .. } => Some(address),
-            _ => None,
-        };
-        let (told, id) = (told_wait(wait, id).to_string(), id.to_string());
-        let strongest = decision.strongest().filter(|_| event.kind() != Kind::Disconnect);
-        let refused = strongest.map(|refusal| {
-            let fact = |place| match place {
-                Placeholder::Hostname => Cow::from(&*self.policy.hostname),
-                Placeholder::Client => self.visitor.client.address().to_string().into(),
-                Placeholder::Network => self.visitor.network.to_string().into(),
-                Placeholder::Reason => refusal.why.reason().name().into(),
-                Placeholder::Wait => told.as_str().into(),
-                Placeholder::Id => id.as_str().into(),
-                Placeholder::Sender => sender.map_or("", |sender| sender.shown()).into(),
-                Placeholder::SenderDomain => sender.map_or("", |sender| sender.domain()).into(),
-                Placeholder::Recipient => recipient.map_or("", |rcpt| rcpt.as_str()).into(),
-                Placeholder::RecipientDomain => recipient.map_or("", |rcpt| rcpt.domain()).into(),
-                Placeholder::Url => (&*self.policy.help_url).into(),
-            };
-            Refused {
-                reply: Reply::new(refusal.code, refusal.enhanced, &refusal.template.text(fact)),
-                reason: refusal.why.reason(),
-                limit: refusal.limit.clone(),
-                wait,
-            }
-        });
-        self.engine.telemetry.told(&Told {
-            decision,
-            id: &id,
-            event: event.kind(),
-            client: self.visitor.client.address(),
-            name: self.visitor.client.name(),
-            helo: self.visitor.client.helo.as_ref().map(|helo| helo.as_str()),
-            user: self.visitor.client.user.as_ref().map(|user| user.as_str()),
-            sender: sender.map(|sender| sender.as_str()),
-            recipient: recipient.map(|recipient| recipient.as_str()),
-            wait,
-            reply: refused.as_ref().map(|refused| &refused.reply),
-        });
-        refused.map_or(Answer::Pass, Answer::Refuse)
-    }
-
-    fn end(&mut self) {
-        let now = self.engine.clock.now();
-        if let Some(sentence) = self.sentence.take()
-            && sentence.heard == Heard::NotYet
-        {
-            // The client went before it could be told; the log tells all the same.
-            self.pronounce(now, &Event::Disconnect, sentence);
-        }
-        self.decide(now, &Event::Disconnect);
-    }
-}
-
-/// The session is exempt now; what was decided before does not hold.
-struct Lifted;
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        let watch = Stopwatch::start();
-        let ended = catch_unwind(AssertUnwindSafe(|| {
-            self.end();
-            Answer::Pass
-        }));
-        self.engine.or_pass(Kind::Disconnect, ended);
-        if let Some(key) = self.held {
-            self.engine.held.write_known(key, |held| held.sessions -= 1);
-        }
-        self.engine.telemetry.event(Kind::Disconnect, watch.elapsed());
-        self.engine.telemetry.session_ended(self.visitor.door.ends);
-    }
-}
-
-/// The wait told, in whole seconds: never less than the true one, and at most a quarter or five
-/// seconds more, so that those who were deferred together do not return together.
-fn told_wait(wait: Duration, id: Id) -> u64 {
-    let true_ms = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).max(1);
-    let least = true_ms.div_ceil(1_000);
-    let most = true_ms.saturating_add((true_ms / 4).max(5_000)) / 1_000;
-    // The same decision always tells the same wait. Ids of one moment differ in their last bits
-    // only, so they are mixed well (the finaliser of MurmurHash3).
-    let mixed = (id.0 ^ (id.0 >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    let mixed = (mixed ^ (mixed >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    least + (mixed ^ (mixed >> 33)) % (most - least + 1)
-}
-
-/// The id of a decision: when it was made, to the millisecond, and a serial number. The same in
-/// the reply and in the log.
-#[derive(Clone, Copy)]
-struct Id(u64);
-
-impl Display for Id {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        // Crockford's base 32: nothing in it is mistaken for another when read out on the phone.
-        const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
-        let digits = (0..11).rev().map(|place| DIGITS[(self.0 >> (5 * place)) as usize & 31]);
-        digits.map(char::from).try_for_each(|digit| f.write_char(digit))
     }
 }
 

@@ -1,9 +1,12 @@
+use super::session::told_wait;
 use super::*;
 use crate::clock::ManualClock;
 use crate::config::Settings;
 use crate::meter::key::Secret;
-use crate::policy::signal::{Round, Signal};
+use crate::policy::decision::Decision;
+use crate::policy::signal::{Context, Ledger, Round, Signal};
 use crate::smtp::address::{Address, ClientText};
+use crate::smtp::event::Event;
 
 /// A signal with a fault.
 struct Faulty;
