@@ -84,6 +84,7 @@ pub struct Telemetry {
     passes: Counter,
     latency: Histogram,
     sessions: Gauge,
+    stress: Counter,
     failures: [Counter; Failure::ALL.len()],
     last_told: [AtomicU64; Failure::ALL.len()],
 }
@@ -109,14 +110,22 @@ impl Telemetry {
             let passes = counter!(names::DECISIONS, "action" => "pass", "reason" => "none",
                 "limit" => "none");
             let failures = Failure::ALL.map(|f| counter!(names::FAILURES, "kind" => f.name()));
-            (events, passes, failures, histogram!(names::LATENCY), gauge!(names::SESSIONS))
+            (
+                events,
+                passes,
+                failures,
+                histogram!(names::LATENCY),
+                gauge!(names::SESSIONS),
+                counter!(names::STRESS),
+            )
         };
-        let (events, passes, failures, latency, sessions) = with_local_recorder(&recorder, handles);
+        let (events, passes, failures, latency, sessions, stress) =
+            with_local_recorder(&recorder, handles);
         with_local_recorder(&recorder, || {
             gauge!(names::BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         });
         let last_told = Default::default();
-        Self { recorder, events, passes, latency, sessions, failures, last_told }
+        Self { recorder, events, passes, latency, sessions, stress, failures, last_told }
     }
 
     /// A session has begun. It is open only where its end will be seen.
@@ -182,6 +191,11 @@ impl Telemetry {
                 }
             }
         }
+    }
+
+    /// A policy request came from a Postfix that is short of processes.
+    pub fn under_stress(&self) {
+        self.stress.increment(1);
     }
 
     /// Settings were read again.
@@ -274,6 +288,7 @@ mod names {
     pub(super) const ENTRIES: &str = "postpone_table_entries";
     pub(super) const TURNED_AWAY: &str = "postpone_table_turned_away_total";
     pub(super) const FAILURES: &str = "postpone_failures_total";
+    pub(super) const STRESS: &str = "postpone_policy_requests_under_stress_total";
     pub(super) const RELOADS: &str = "postpone_reloads_total";
     pub(super) const BUILD: &str = "postpone_build_info";
 }
@@ -287,6 +302,7 @@ fn describe() {
     describe_gauge!(names::ENTRIES, "Entries of each table");
     describe_counter!(names::TURNED_AWAY, "New entries a full table did not store");
     describe_counter!(names::FAILURES, "Our own trouble, in which the mail passes");
+    describe_counter!(names::STRESS, "Policy requests of a Postfix that is short of processes");
     describe_counter!(names::RELOADS, "Attempts to read the settings again");
     describe_gauge!(names::BUILD, "The version that runs");
 }

@@ -264,6 +264,16 @@ async fn garbage_is_answered_and_counted_and_a_few_are_forgiven() {
 }
 
 #[tokio::test]
+async fn that_postfix_is_short_of_processes_is_counted_and_changes_no_answer() {
+    let service = Service::start("limit = []");
+    let mut peer = service.connect().await;
+    let stressed = request(1, "a", "one").replace("stress=", "stress=yes");
+    assert_eq!(peer.ask(&stressed).await, DUNNO);
+    assert_eq!(peer.ask(&request(1, "b", "one")).await, DUNNO);
+    assert_eq!(service.counted("postpone_policy_requests_under_stress_total"), 1);
+}
+
+#[tokio::test]
 async fn a_client_whose_address_postfix_does_not_know_is_no_garbage() {
     let service = Service::start("limit = []");
     let mut peer = service.connect().await;

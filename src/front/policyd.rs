@@ -113,6 +113,9 @@ async fn converse(
             Ok(Came::TooMuch) => Err(Garbage::TooLong),
             Ok(Came::Nothing) | Err(_) => return,
         };
+        if request.as_ref().is_ok_and(|request| request.stress) {
+            engine.telemetry().under_stress();
+        }
         let action = request.map(|request| desk.answer(&request, engine, door));
         let action = action.unwrap_or_else(|what| {
             engine.failed(what.failure(), &what);

@@ -24,6 +24,8 @@ pub struct Request<'a> {
     pub instance: &'a [u8],
     /// What `main.cf` calls the restriction list that asks; empty if nothing.
     pub context: &'a [u8],
+    /// Whether Postfix is short of smtpd processes (its STRESS_README).
+    pub stress: bool,
     /// How many recipients Postfix has accepted; told from DATA on.
     pub recipient_count: u32,
     /// The size of the message in bytes: the declared one, and at its end the true one.
@@ -98,6 +100,7 @@ impl<'a> Request<'a> {
         let (mut helo, mut sender, mut recipient) = (nothing, nothing, nothing);
         let (mut instance, mut recipient_count, mut size) = (nothing, nothing, nothing);
         let (mut user, mut encryption, mut context) = (nothing, nothing, nothing);
+        let mut stress = false;
         for line in text.split(|byte| *byte == b'\n') {
             let line = line.strip_suffix(b"\r").unwrap_or(line);
             if line.is_empty() {
@@ -120,6 +123,7 @@ impl<'a> Request<'a> {
                 b"sasl_username" => user = value,
                 b"encryption_protocol" => encryption = value,
                 b"policy_context" => context = value,
+                b"stress" => stress = value == b"yes",
                 _ => {}
             }
         }
@@ -156,6 +160,7 @@ impl<'a> Request<'a> {
             helo,
             instance,
             context,
+            stress,
             recipient_count,
             size,
             sender,
