@@ -8,7 +8,7 @@ mod session;
 use std::any::Any;
 use std::fmt::Display;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -80,6 +80,8 @@ pub struct Engine {
     /// Sessions whose end will be seen, by address and port of the client. Bound: [`MOST_HELD`];
     /// a session beyond it is not known to the policy service, which then counts it as well.
     held: Table<Held>,
+    /// Whether anybody asks what is held.
+    asked: AtomicBool,
     policy: ArcSwap<Policy>,
     memory: Memory,
     telemetry: Telemetry,
@@ -93,6 +95,7 @@ impl Engine {
             clock,
             secret: memory.secret().clone(),
             held: Table::new(MOST_HELD),
+            asked: AtomicBool::new(false),
             policy: ArcSwap::from_pointee(policy),
             memory,
             telemetry: Telemetry::new(),
@@ -108,9 +111,18 @@ impl Engine {
     /// Notes a session whose end will be seen; where it is noted, and whether its connection still
     /// counts.
     fn take(&self, client: &Client, ends: Ends, now: Time) -> Option<(Key, Arrival)> {
-        let key = self.endpoint(client).filter(|_| ends == Ends::Seen)?;
+        if ends != Ends::Seen || !self.asked.load(Ordering::Relaxed) {
+            return None;
+        }
+        let key = self.endpoint(client)?;
         let arrival = self.held.write(key, |held| held.take(now)).ok()?;
         Some((key, arrival))
+    }
+
+    /// A policy service begins, which will ask what sessions are held. Until then none is noted,
+    /// since that takes a tenth of a session.
+    pub fn will_be_asked(&self) {
+        self.asked.store(true, Ordering::Relaxed);
     }
 
     /// Whether a session of this client, by address and port, is held whose end will be seen.

@@ -9,9 +9,9 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use metrics::{Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, gauge};
-use metrics::{Unit, describe_histogram, histogram, with_local_recorder};
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusRecorder};
+use metrics::with_local_recorder;
+use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use tracing::{error, info, warn};
 
 use crate::clock::Time;
@@ -82,7 +82,7 @@ pub struct Telemetry {
     recorder: PrometheusRecorder,
     events: [Counter; Kind::ALL.len()],
     passes: Counter,
-    latency: Histogram,
+    latency: Latency,
     sessions: Gauge,
     stress: Counter,
     failures: [Counter; Failure::ALL.len()],
@@ -91,8 +91,51 @@ pub struct Telemetry {
 
 /// Upper bounds of the latency histogram's buckets, in seconds: from a decision's usual time to
 /// one that somebody would feel.
-const LATENCY_BUCKETS: [f64; 10] =
-    [500e-9, 1e-6, 2e-6, 5e-6, 10e-6, 25e-6, 100e-6, 1e-3, 10e-3, 100e-3];
+const LATENCY_BUCKETS: [(u64, &str); 10] = [
+    (500, "0.0000005"),
+    (1_000, "0.000001"),
+    (2_000, "0.000002"),
+    (5_000, "0.000005"),
+    (10_000, "0.00001"),
+    (25_000, "0.000025"),
+    (100_000, "0.0001"),
+    (1_000_000, "0.001"),
+    (10_000_000, "0.01"),
+    (100_000_000, "0.1"),
+];
+
+/// A histogram of a fixed size. The exporter's own keeps every sample until the next upkeep, and
+/// reads the clock once more for each.
+#[derive(Default)]
+struct Latency {
+    /// Samples by the first bucket they fit, the last for what fits none.
+    buckets: [AtomicU64; LATENCY_BUCKETS.len() + 1],
+    sum_ns: AtomicU64,
+}
+
+impl Latency {
+    fn record(&self, took: Duration) {
+        let nanos = took.as_nanos() as u64;
+        let bucket = LATENCY_BUCKETS.iter().take_while(|(bound, _)| *bound < nanos).count();
+        self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        self.sum_ns.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    fn render(&self, to: &mut String) {
+        use std::fmt::Write;
+        let name = names::LATENCY;
+        let mut count = 0;
+        let _ =
+            writeln!(to, "# HELP {name} Time from an event to its answer\n# TYPE {name} histogram");
+        let bounds = LATENCY_BUCKETS.iter().map(|(_, bound)| *bound).chain(["+Inf"]);
+        for (bucket, bound) in self.buckets.iter().zip(bounds) {
+            count += bucket.load(Ordering::Relaxed);
+            let _ = writeln!(to, "{name}_bucket{{le=\"{bound}\"}} {count}");
+        }
+        let sum = self.sum_ns.load(Ordering::Relaxed) as f64 / 1e9;
+        let _ = writeln!(to, "{name}_sum {sum}\n{name}_count {count}");
+    }
+}
 
 /// How often a line tells of the same kind of failure at most.
 const FAILURE_LINE_EVERY: Duration = Duration::from_secs(60);
@@ -100,27 +143,17 @@ const FAILURE_LINE_EVERY: Duration = Duration::from_secs(60);
 impl Telemetry {
     /// Telemetry with metrics of its own.
     pub fn new() -> Self {
-        let recorder = PrometheusBuilder::new()
-            .set_buckets_for_metric(Matcher::Full(names::LATENCY.into()), &LATENCY_BUCKETS)
-            .expect("the list of buckets is not empty")
-            .build_recorder();
+        let recorder = PrometheusBuilder::new().build_recorder();
         with_local_recorder(&recorder, describe);
         let handles = || {
             let events = Kind::ALL.map(|kind| counter!(names::EVENTS, "event" => kind.name()));
             let passes = counter!(names::DECISIONS, "action" => "pass", "reason" => "none",
                 "limit" => "none");
             let failures = Failure::ALL.map(|f| counter!(names::FAILURES, "kind" => f.name()));
-            (
-                events,
-                passes,
-                failures,
-                histogram!(names::LATENCY),
-                gauge!(names::SESSIONS),
-                counter!(names::STRESS),
-            )
+            (events, passes, failures, gauge!(names::SESSIONS), counter!(names::STRESS))
         };
-        let (events, passes, failures, latency, sessions, stress) =
-            with_local_recorder(&recorder, handles);
+        let latency = Latency::default();
+        let (events, passes, failures, sessions, stress) = with_local_recorder(&recorder, handles);
         with_local_recorder(&recorder, || {
             gauge!(names::BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         });
@@ -217,7 +250,9 @@ impl Telemetry {
 
     /// All metrics in Prometheus' text format.
     pub fn render(&self) -> String {
-        self.recorder.handle().render()
+        let mut text = self.recorder.handle().render();
+        self.latency.render(&mut text);
+        text
     }
 
     /// Folds recorded latencies into their buckets. Every few seconds, or they pile up.
@@ -297,7 +332,6 @@ fn describe() {
     describe_counter!(names::EVENTS, "SMTP events reported by MTAs");
     describe_counter!(names::DECISIONS, "Decisions by what was done and why");
     describe_counter!(names::SHADOWED, "What rules in shadow mode would have refused");
-    describe_histogram!(names::LATENCY, Unit::Seconds, "Time from an event to its answer");
     describe_gauge!(names::SESSIONS, "SMTP sessions open now");
     describe_gauge!(names::ENTRIES, "Entries of each table");
     describe_counter!(names::TURNED_AWAY, "New entries a full table did not store");
@@ -305,4 +339,36 @@ fn describe() {
     describe_counter!(names::STRESS, "Policy requests of a Postfix that is short of processes");
     describe_counter!(names::RELOADS, "Attempts to read the settings again");
     describe_gauge!(names::BUILD, "The version that runs");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latencies_are_counted_up_to_each_bound() {
+        let telemetry = Telemetry::new();
+        for nanos in [500, 501, 1_000, 200_000_000] {
+            telemetry.event(Kind::Mail, Duration::from_nanos(nanos));
+        }
+        let text = telemetry.render();
+        for line in [
+            "# TYPE postpone_decision_seconds histogram",
+            "postpone_decision_seconds_bucket{le=\"0.0000005\"} 1",
+            "postpone_decision_seconds_bucket{le=\"0.000001\"} 3",
+            "postpone_decision_seconds_bucket{le=\"0.1\"} 3",
+            "postpone_decision_seconds_bucket{le=\"+Inf\"} 4",
+            "postpone_decision_seconds_sum 0.200002001",
+            "postpone_decision_seconds_count 4",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn every_bound_is_written_as_what_it_is() {
+        for (nanos, text) in LATENCY_BUCKETS {
+            assert_eq!(text.parse::<f64>().map(|secs| (secs * 1e9).round() as u64), Ok(nanos));
+        }
+    }
 }

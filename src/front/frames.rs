@@ -63,21 +63,22 @@ impl Default for State {
 }
 
 impl Frames {
-    /// Takes what came if it may go on as it is: whole frames that make sense, and none of them a
-    /// connect frame. Otherwise nothing has happened, and [`Frames::pass`] is to take it.
+    /// Takes what came if it may go on as it is: whole frames that make sense, and no connect
+    /// frame that must be rewritten. Otherwise nothing has happened, and [`Frames::pass`] is to take it.
     pub fn pass_whole(&mut self, mut came: &[u8]) -> bool {
         if !matches!(self.state, State::Header { have: 0, .. }) {
             return false;
         }
         let mut quit = self.quit;
-        while let Some(([length @ .., command], rest)) = came.split_first_chunk::<HEADER>() {
-            let length = u32::from_be_bytes(*length) as usize;
-            let sensible = (1..=LONGEST).contains(&length) && COMMANDS.contains(command);
-            if !sensible || *command == b'C' || rest.len() < length - 1 {
+        while let Some((header, rest)) = came.split_first_chunk::<HEADER>() {
+            let whole =
+                payload_length(*header).ok().and_then(|length| rest.split_at_checked(length));
+            let Some((payload, next)) = whole else { return false };
+            if header[4] == b'C' && !is_readable(payload) {
                 return false;
             }
-            quit |= *command == b'Q';
-            came = &rest[length - 1..];
+            quit |= header[4] == b'Q';
+            came = next;
         }
         if came.is_empty() {
             self.quit = quit;
@@ -137,23 +138,39 @@ impl Frames {
     }
 }
 
+/// The bytes behind a header, if it makes sense.
+fn payload_length([a, b, c, d, command]: [u8; HEADER]) -> Result<usize, Nonsense> {
+    let length = u32::from_be_bytes([a, b, c, d]) as usize;
+    let longest = if command == b'C' { LONGEST_CONNECT + 1 } else { LONGEST };
+    match (1..=longest).contains(&length) {
+        false => Err(Nonsense::Length(length)),
+        true if !COMMANDS.contains(&command) => Err(Nonsense::Command(command)),
+        true => Ok(length - 1),
+    }
+}
+
 impl State {
     fn after(header: [u8; HEADER]) -> Result<Self, Nonsense> {
-        let [a, b, c, d, command] = header;
-        let length = u32::from_be_bytes([a, b, c, d]) as usize;
-        if !(1..=LONGEST).contains(&length) {
-            return Err(Nonsense::Length(length));
-        }
-        if !COMMANDS.contains(&command) {
-            return Err(Nonsense::Command(command));
-        }
-        Ok(match (command, length - 1) {
+        Ok(match (header[4], payload_length(header)?) {
             (_, 0) => Self::default(),
-            (b'C', missing) if missing > LONGEST_CONNECT => return Err(Nonsense::Length(length)),
             (b'C', missing) => Self::Connect { payload: Vec::with_capacity(missing), missing },
             (_, missing) => Self::Passing { missing },
         })
     }
+}
+
+/// Whether indymilter can read a connect payload as it is.
+fn is_readable(payload: &[u8]) -> bool {
+    let rest = payload.iter().position(|byte| *byte == 0).map(|end| &payload[end + 1..]);
+    match rest {
+        Some([b'4', _, _, address @ .., 0]) => is::<std::net::Ipv4Addr>(address),
+        Some([b'6', _, _, address @ .., 0]) => is::<Ipv6Addr>(address),
+        _ => false,
+    }
+}
+
+fn is<A: std::str::FromStr>(text: &[u8]) -> bool {
+    std::str::from_utf8(text).is_ok_and(|text| text.parse::<A>().is_ok())
 }
 
 /// The same connect payload with an address that indymilter can read: host name, NUL, family,
@@ -255,6 +272,17 @@ mod tests {
         assert_eq!(passed(&[b"GET / HTTP/1.1"]), Err(Nonsense::Length(0x4745_5420)));
         assert_eq!(passed(&[&frame(b'z', b"")]), Err(Nonsense::Command(b'z')));
         assert_eq!(passed(&[&frame(b'C', &[1; 5000])]), Err(Nonsense::Length(5001)));
+    }
+
+    #[test]
+    fn a_connect_frame_goes_on_as_it_is_only_where_indymilter_can_read_it() {
+        let whole = |rest: &[u8]| Frames::default().pass_whole(&connect(rest));
+        assert!(whole(b"4\0\x19192.0.2.7\0"));
+        assert!(whole(b"6\0\x192001:db8::7\0"));
+        assert!(!whole(b"6\0\x19IPv6:2001:db8::7\0"));
+        assert!(!whole(b"4\0\x19192.0.2.7"));
+        assert!(!whole(b"4\0\x19192.0.2.7\0\0"));
+        assert!(!whole(b"L\0\0/tmp/x\0"));
     }
 
     proptest! {

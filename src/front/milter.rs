@@ -76,7 +76,7 @@ const MACROS: [(MacroStage, &CStr); 5] = [
 ];
 
 /// The callbacks of a milter over this engine.
-pub fn callbacks(engine: Arc<Engine>, door: Door) -> Callbacks<Session> {
+pub fn callbacks(engine: Arc<Engine>, door: Door) -> Callbacks<Box<Session>> {
     Callbacks::new()
         .on_negotiate(|cx, actions, opts| done(negotiate(cx, actions, opts)))
         .on_connect(move |cx, name, socket| done(connect(cx, &engine, &door, &name, &socket)))
@@ -99,7 +99,7 @@ fn done<'a>(status: Status) -> CallbackFuture<'a> {
     future
 }
 
-fn negotiate(cx: &mut NegotiateContext<Session>, offered: Actions, opts: ProtoOpts) -> Status {
+fn negotiate(cx: &mut NegotiateContext<Box<Session>>, offered: Actions, opts: ProtoOpts) -> Status {
     cx.requested_actions = Actions::empty();
     cx.requested_opts = WANTED & opts;
     if offered.contains(Actions::REQUEST_MACROS) {
@@ -109,7 +109,7 @@ fn negotiate(cx: &mut NegotiateContext<Session>, offered: Actions, opts: ProtoOp
 }
 
 fn connect(
-    cx: &mut Context<Session>,
+    cx: &mut Context<Box<Session>>,
     engine: &Arc<Engine>,
     door: &Door,
     name: &CStr,
@@ -132,7 +132,7 @@ fn connect(
     let mut client = Client::new(address);
     client.port = port;
     client = with_name(client, name, text(&cx.macros, c"{client_resolve}"));
-    cx.data = Some(engine.session(client, door.clone()));
+    cx.data = Some(Box::new(engine.session(client, door.clone())));
     ask(cx, |_| Event::Connect)
 }
 
@@ -181,16 +181,18 @@ fn refused_for(enhanced: &str) -> Fate {
     }
 }
 
-fn end_of_message(cx: &mut EomContext<Session>) -> Status {
-    let size = text(&cx.macros, c"{msg_size}").and_then(|size| size.parse().ok());
+fn end_of_message(cx: &mut EomContext<Box<Session>>) -> Status {
     if let Some(session) = &mut cx.data {
+        // To look for a macro that is not there takes as long as a decision.
+        let size = session.counts_bytes().then(|| text(&cx.macros, c"{msg_size}")).flatten();
+        let size = size.and_then(|size| size.parse().ok());
         session.on(Event::EndOfMessage { size });
     }
     // A refusal here would come too late: the letter for it makes Postfix lose the mail.
     Status::Continue
 }
 
-fn ask(cx: &mut Context<Session>, event: impl FnOnce(&Macros) -> Event) -> Status {
+fn ask(cx: &mut Context<Box<Session>>, event: impl FnOnce(&Macros) -> Event) -> Status {
     let Some(session) = &mut cx.data else { return Status::Continue };
     match session.on(event(&cx.macros)) {
         Answer::Pass => Status::Continue,

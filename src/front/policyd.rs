@@ -46,6 +46,7 @@ pub async fn serve(
     stopping: watch::Receiver<bool>,
     grace: Duration,
 ) -> io::Result<()> {
+    engine.will_be_asked();
     let (mut acceptor, mut ended) = Acceptor::new(bound, engine.clone(), stopping.clone())?;
     let permits = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
     let mut stop = stopping.clone();

@@ -16,7 +16,7 @@ use super::signal::{Context, Ledger, Round, Signal};
 use super::standing::Standing;
 use super::when::When;
 use crate::clock::Time;
-use crate::meter::key::{Key, KeyMaker, Secret};
+use crate::meter::key::{Key, Secret};
 use crate::meter::record::Record;
 use crate::meter::table::Table;
 use crate::meter::units::Span;
@@ -159,8 +159,8 @@ impl Memory {
                 .map(|domain| domain.to_ascii_lowercase().into())
                 .collect(),
             template: Arc::new(params.reply.clone()),
-            triplets: self.secret.key("triplet"),
-            clients: self.secret.key("client"),
+            triplets: self.secret.key("triplet").finish(),
+            clients: self.secret.key("client").finish(),
             pending: self.pending.clone(),
             passed: self.passed.clone(),
             proven: self.proven.clone(),
@@ -245,8 +245,8 @@ pub struct Greylist {
     max_pending_per_network: u32,
     exempt_domains: Vec<Box<str>>,
     template: Arc<Template>,
-    triplets: KeyMaker,
-    clients: KeyMaker,
+    triplets: Key,
+    clients: Key,
     pending: Arc<Table<Pending>>,
     passed: Arc<Table<Passed>>,
     proven: Arc<Table<Proven>>,
@@ -267,10 +267,10 @@ enum Acquaintance {
 }
 
 impl Greylist {
-    fn acquaintance(&self, cx: &Context<'_>, recipient: &Address) -> Acquaintance {
+    fn acquaintance(&self, cx: &Context<'_>) -> Acquaintance {
         // The triplet before its client: mostly it is the one that is known, and each look into a
         // large table is cold memory.
-        let triplet = self.triplet(cx, recipient);
+        let triplet = self.triplet(cx);
         let known = |passed: Option<&Passed>| {
             passed.filter(|passed| !passed.forgettable(cx.now)).map(|passed| passed.until)
         };
@@ -287,29 +287,29 @@ impl Greylist {
         }
     }
 
-    fn triplet(&self, cx: &Context<'_>, recipient: &Address) -> Key {
-        let sender = cx.sender().map(Address::without_tags).unwrap_or_default();
-        let add = |maker: KeyMaker, dimension: &Dimension| match dimension {
-            Dimension::Pool => maker.part(b"pool").part(&cx.pool().octets()),
-            Dimension::Network => maker.part(b"network").part(&cx.network.octets()),
-            Dimension::Sender => maker.part(b"sender").part(sender.as_bytes()),
-            Dimension::Recipient => maker.part(b"recipient").part(recipient.as_str().as_bytes()),
+    fn triplet(&self, cx: &Context<'_>) -> Key {
+        let add = |key: Key, dimension: &Dimension| match dimension {
+            Dimension::Pool => key.with(cx.pool_key()),
+            Dimension::Network => key.with(cx.network_key()),
+            Dimension::Sender => {
+                cx.sender_key_without_tags().map_or(key, |sender| key.with(sender))
+            }
+            Dimension::Recipient => cx.recipient_key().map_or(key, |recipient| key.with(recipient)),
         };
-        self.per.iter().fold(self.triplets.clone(), add).finish()
+        self.per.iter().fold(self.triplets, add)
     }
 
     /// What is proven, and has its own bound of pending triplets: whatever a retry may come from.
     fn client(&self, cx: &Context<'_>) -> Key {
-        let maker = self.clients.clone();
-        match self.per.contains(&Dimension::Pool) {
-            true => maker.part(b"pool").part(&cx.pool().octets()),
-            false => maker.part(b"network").part(&cx.network.octets()),
-        }
-        .finish()
+        self.clients.with(match self.per.contains(&Dimension::Pool) {
+            true => cx.pool_key(),
+            false => cx.network_key(),
+        })
     }
 
     fn crowd(&self, cx: &Context<'_>) -> Key {
-        self.clients.clone().part(b"crowd").part(&cx.network.octets()).finish()
+        // In a table of its own, so it may be the same as that of the client.
+        self.clients.with(cx.network_key())
     }
 
     /// Until when the client is proven, if it is.
@@ -343,20 +343,21 @@ impl Greylist {
 
     /// When a triplet may come back, if it must; nothing if it may pass.
     fn ready(&self, cx: &Context<'_>, recipient: &Address) -> Option<Ready> {
-        if self.passes_over(cx, recipient) {
+        if self.exempts(recipient) {
             return None;
         }
-        let first = match self.acquaintance(cx, recipient) {
+        let first = match self.acquaintance(cx) {
             Acquaintance::Known { .. } | Acquaintance::Back => return None,
             // Nothing can be stored, so no retry could ever pass.
             Acquaintance::New if self.pending.is_full() => return None,
             Acquaintance::New => cx.now,
             Acquaintance::Waiting { first } => first,
         };
-        Some(Ready { first, at: first + self.delay })
+        // Asked last, since what the client has earned is one more look into a large table.
+        self.when.holds(cx).then(|| Ready { first, at: first + self.delay })
     }
 
-    fn store(&self, cx: &Context<'_>, recipient: &Address) {
+    fn store(&self, cx: &Context<'_>) {
         let room = self.crowds.write(self.crowd(cx), |crowd| {
             if crowd.forgettable(cx.now) {
                 *crowd = Crowd { stored: 0, until: cx.now + self.window };
@@ -370,13 +371,13 @@ impl Greylist {
         }
         let pending = Pending { first: cx.now, until: cx.now + self.window };
         // A full table counts what it turns away.
-        let _ = self.pending.write(self.triplet(cx, recipient), |entry| *entry = pending);
+        let _ = self.pending.write(self.triplet(cx), |entry| *entry = pending);
     }
 
     /// The triplet is an acquaintance from now on, and its client has one more pass.
-    fn pass(&self, cx: &Context<'_>, recipient: &Address) {
+    fn pass(&self, cx: &Context<'_>) {
         let until = cx.now + self.forget;
-        let triplet = self.triplet(cx, recipient);
+        let triplet = self.triplet(cx);
         let _ = self.passed.write(triplet, |passed| passed.until = until);
         if self.pending.take(triplet).is_some() {
             let client = self.client(cx);
@@ -391,31 +392,33 @@ impl Greylist {
     }
 
     /// Seen again: remembered for another while.
-    fn refresh(&self, cx: &Context<'_>, recipient: &Address) {
+    fn refresh(&self, cx: &Context<'_>) {
         let until = cx.now + self.forget;
         self.proven.write_known(self.client(cx), |proven| proven.until = until);
-        self.passed.write_known(self.triplet(cx, recipient), |passed| passed.until = until);
+        self.passed.write_known(self.triplet(cx), |passed| passed.until = until);
     }
 
     /// A recipient has been asked for: what that makes of its triplet.
     fn meet(&self, cx: &Context<'_>, recipient: &Address, decision: &Decision) {
         let others_refuse =
             decision.reasons().iter().any(|refusal| refusal.why.reason() != Reason::Greylist);
-        match self.acquaintance(cx, recipient) {
+        match self.acquaintance(cx) {
             // Written anew some hundred times a `forget` at most: it takes as long as the rest.
             Acquaintance::Known { until } if cx.now + (self.forget - self.forget / 128) < until => {
             }
-            Acquaintance::Known { .. } => self.refresh(cx, recipient),
+            // Who is proven is not asked, but seen.
+            _ if cx.standing() != Standing::Proven && self.passes_over(cx, recipient) => {}
+            Acquaintance::Known { .. } => self.refresh(cx),
             // In shadow mode as if nothing had been refused: the sender has no reason to come
             // back, so its next message must not look like another first contact.
             Acquaintance::New | Acquaintance::Waiting { .. } if self.mode == Mode::Shadow => {
-                self.pass(cx, recipient);
+                self.pass(cx);
             }
             // What another rule refuses has been seen all the same, so that delays do not add up.
-            Acquaintance::New => self.store(cx, recipient),
+            Acquaintance::New => self.store(cx),
             Acquaintance::Waiting { .. } => {}
             Acquaintance::Back if others_refuse => {}
-            Acquaintance::Back => self.pass(cx, recipient),
+            Acquaintance::Back => self.pass(cx),
         }
     }
 }
@@ -448,10 +451,7 @@ impl Signal for Greylist {
                     let latest = ledger.ready.into_iter().chain(self.ready(cx, address));
                     ledger.ready = latest.max_by_key(|ready| ready.at);
                 }
-                // Who is proven is not asked, but seen.
-                if cx.standing == Standing::Proven || !self.passes_over(cx, address) {
-                    self.meet(cx, address, decision);
-                }
+                self.meet(cx, address, decision);
             }
             Event::Mail { .. } | Event::EndOfMessage { .. } | Event::Abort | Event::Disconnect => {
                 ledger.ready = None;

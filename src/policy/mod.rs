@@ -6,6 +6,7 @@
 pub mod access;
 pub mod decision;
 pub mod greylist;
+pub mod keys;
 pub mod limit;
 pub mod signal;
 pub mod standing;
@@ -19,7 +20,7 @@ use self::decision::{Decision, Reason, Refusal};
 use self::signal::{Context, Ledger, Round, Signal};
 use self::standing::Standing;
 use crate::clock::Time;
-use crate::meter::key::Secret;
+use crate::meter::key::{KeyMaker, Secret};
 use crate::setting::Complaint;
 use crate::smtp::client::{Network, Prefixes};
 use crate::smtp::event::{Event, Fate};
@@ -107,6 +108,9 @@ pub struct Policy {
     /// Where a postmaster finds help, for replies; empty if nowhere.
     pub help_url: Box<str>,
     prefixes: Prefixes,
+    counts_bytes: bool,
+    /// Begins the key of every part.
+    parts: KeyMaker,
     signals: Vec<Box<dyn Signal>>,
 }
 
@@ -136,6 +140,11 @@ impl Policy {
             hostname: parts.hostname.into(),
             help_url: parts.help_url.into(),
             prefixes: Prefixes { ipv4: parts.client.ipv4_prefix, ipv6: parts.client.ipv6_prefix },
+            counts_bytes: parts
+                .limits
+                .iter()
+                .any(|limit| limit.count == limit::params::Count::Bytes),
+            parts: memory.secret().key("part"),
             signals,
         }
     }
@@ -149,6 +158,16 @@ impl Policy {
     pub fn standing(&self, cx: &Context<'_>) -> Standing {
         let known = self.signals.iter().find_map(|signal| signal.standing(cx));
         known.unwrap_or(Standing::Unknown)
+    }
+
+    /// Whether the true size of a message makes a difference.
+    pub fn counts_bytes(&self) -> bool {
+        self.counts_bytes
+    }
+
+    /// Begins the key of every part.
+    fn parts(&self) -> &KeyMaker {
+        &self.parts
     }
 
     /// Judges an event. Reads only.

@@ -2,8 +2,10 @@
 
 use std::cell::OnceCell;
 
+use super::Policy;
 use super::decision::{Decision, Exemption, Refusal};
 use super::greylist::Ready;
+use super::keys::Keys;
 use super::limit::{Charge, Hold};
 use super::standing::Standing;
 use crate::clock::Time;
@@ -36,7 +38,7 @@ pub trait Signal: Send + Sync {
 }
 
 /// What an event is judged by.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Context<'a> {
     /// The moment, read once for the event.
     pub now: Time,
@@ -48,8 +50,12 @@ pub struct Context<'a> {
     pub network: Network,
     /// The mail system it belongs to, once somebody has asked for it: see [`Context::pool`].
     pub pool: &'a OnceCell<Pool>,
-    /// What it has earned.
-    pub standing: Standing,
+    /// What it has earned, once somebody has asked for it: see [`Context::standing`].
+    pub earned: &'a OnceCell<Standing>,
+    /// The keys that were asked for.
+    pub keys: &'a Keys,
+    /// The policy of the session.
+    pub policy: &'a Policy,
     /// The address of the listener by which it came.
     pub listener: &'a str,
     /// Whether its going will be noticed.
@@ -86,6 +92,15 @@ impl<'a> Context<'a> {
     /// long as all the rest of a decision.
     pub fn pool(&self) -> &'a Pool {
         self.pool.get_or_init(|| Pool::of(self.client))
+    }
+
+    /// What the client has earned. Looked up when it is first asked for in a message, since it is
+    /// a look into a large table.
+    pub fn standing(&self) -> Standing {
+        match self.client.authenticated() {
+            true => Standing::Trusted,
+            false => *self.earned.get_or_init(|| self.policy.standing(self)),
+        }
     }
 
     /// The envelope sender, from MAIL on.

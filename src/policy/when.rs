@@ -69,7 +69,7 @@ impl When {
         };
         let asked = |condition: Option<bool>| condition.unwrap_or(true);
         let from_mail_on = cx.sender().is_some();
-        asked(self.standing.as_ref().map(|standings| standings.contains(&cx.standing)))
+        asked(self.standing.as_ref().map(|standings| standings.contains(&cx.standing())))
             && asked(self.listener.as_ref().map(|all| all.iter().any(|l| l == cx.listener)))
             && asked(self.network.as_ref().map(|all| within(all, cx.client.address())))
             && asked(self.tls.map(|tls| from_mail_on && tls == cx.client.tls))

@@ -127,9 +127,15 @@ const SHORTEST_JOINED: usize = 6;
 /// `c0-00-02-07`, `192027`, `3221225991`.
 fn carries_whole(name: &str, address: Ipv4Addr) -> bool {
     let both = [address, Ipv4Addr::from(u32::from(address).swap_bytes())];
-    let joined: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
-    if both.into_iter().any(|address| joined.contains(&format!("{:08x}", u32::from(address)))) {
-        return true;
+    // Most names have fewer digits than the address has, which is quickly seen.
+    let nibbles = (0..8).map(|place| u32::from(address) >> (4 * place) & 0xf);
+    let needed = nibbles.filter(|nibble| *nibble < 10).count();
+    if name.bytes().filter(u8::is_ascii_digit).count() >= needed {
+        let joined: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
+        let has = |address| joined.contains(&format!("{:08x}", u32::from(address)));
+        if both.into_iter().any(has) {
+            return true;
+        }
     }
     let mut long = digits(name).filter(|run| run.len() >= SHORTEST_JOINED);
     long.any(|run| {

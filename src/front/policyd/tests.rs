@@ -94,6 +94,7 @@ impl Office {
         let clock = Arc::new(ManualClock::at(Time::from_secs(1_800_000_000)));
         let engine = Engine::new(Box::new(clock.clone()), memory, policy);
         let doors = settings.listen.iter().map(|listen| listen.door()).collect();
+        engine.will_be_asked();
         Self { clock, engine, doors, desk: Desk::new(&secret) }
     }
 

@@ -4,7 +4,7 @@ use std::fmt::{self, Display, Formatter};
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use crate::meter::key::KeyMaker;
+use crate::meter::key::Key;
 use crate::policy::signal::Context;
 use crate::setting::{Expected, as_text};
 use crate::smtp::client::{Network, Prefixes};
@@ -69,20 +69,21 @@ impl Dimension {
         matches!(self, Self::Network | Self::Wider(_) | Self::Pool | Self::User)
     }
 
-    /// Adds its value to a key; nothing while it is not known.
-    pub(super) fn add(self, maker: KeyMaker, cx: &Context<'_>) -> Option<KeyMaker> {
-        let add = |word: &str, value: &[u8]| maker.part(word.as_bytes()).part(value);
+    /// The key of its value; nothing while it is not known.
+    pub(super) fn key(self, cx: &Context<'_>) -> Option<Key> {
         Some(match self {
-            Self::Network => add("network", &cx.network.octets()),
-            Self::Wider(bits) => add("network", &wider(cx, bits).octets()),
-            Self::Pool => add("pool", &cx.pool().octets()),
-            Self::Listener => add("listener", cx.listener.as_bytes()),
-            Self::Helo => add("helo", cx.client.helo.as_ref()?.as_str().as_bytes()),
-            Self::User => add("user", cx.client.user.as_ref()?.as_str().as_bytes()),
-            Self::Sender => add("sender", cx.sender()?.as_str().as_bytes()),
-            Self::SenderDomain => add("sender_domain", cx.sender()?.domain().as_bytes()),
-            Self::Recipient => add("recipient", cx.recipient()?.as_str().as_bytes()),
-            Self::RecipientDomain => add("recipient_domain", cx.recipient()?.domain().as_bytes()),
+            Self::Network => cx.network_key(),
+            Self::Wider(bits) => cx.key("network", &wider(cx, bits).octets()),
+            Self::Pool => cx.pool_key(),
+            Self::Listener => cx.key("listener", cx.listener.as_bytes()),
+            Self::Helo => cx.key("helo", cx.client.helo.as_ref()?.as_str().as_bytes()),
+            Self::User => cx.key("user", cx.client.user.as_ref()?.as_str().as_bytes()),
+            Self::Sender => cx.sender_key()?,
+            Self::SenderDomain => cx.key("sender_domain", cx.sender()?.domain().as_bytes()),
+            Self::Recipient => cx.recipient_key()?,
+            Self::RecipientDomain => {
+                cx.key("recipient_domain", cx.recipient()?.domain().as_bytes())
+            }
         })
     }
 

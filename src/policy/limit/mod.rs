@@ -134,15 +134,26 @@ struct Limit {
     count: Count,
     per: Vec<Dimension>,
     counted_at: Kind,
+    /// Whether it has anything to do with events of a kind; all the others, which are most, are
+    /// passed over by this alone.
+    concerns: [bool; Kind::ALL.len()],
     charging: Charging,
     penalty: Option<penalty::Params>,
     when: When,
     measure: Measure,
     template: Arc<Template>,
-    /// Key maker that has the limit's name and count in it already.
-    keys: KeyMaker,
+    /// What its name and count put into every key.
+    own_key: Key,
     /// Makes the values of which different ones are counted.
     values: KeyMaker,
+}
+
+fn concerns(params: &Params, kind: Kind) -> bool {
+    match (params.count, kind) {
+        (Count::UnknownRecipients, Kind::Connect | Kind::Mail | Kind::Recipient)
+        | (Count::Recipients, Kind::Data) => true,
+        _ => kind == params.counted_at(),
+    }
 }
 
 enum Measure {
@@ -181,12 +192,17 @@ impl Limit {
             count: params.count,
             per: params.per.clone(),
             counted_at: params.counted_at(),
+            concerns: Kind::ALL.map(|kind| concerns(params, kind)),
             charging: params.charge,
             penalty: params.penalty.filter(|_| params.mode == Mode::Enforce),
             when: params.when.clone(),
             measure,
             template: Arc::new(params.template()),
-            keys: secret.key(&params.name).part(params.count.name().as_bytes()),
+            own_key: secret
+                .key("limit")
+                .part(params.name.as_bytes())
+                .part(params.count.name().as_bytes())
+                .finish(),
             values: secret.key("value"),
         }
     }
@@ -197,8 +213,7 @@ impl Limit {
     }
 
     fn key(&self, cx: &Context<'_>) -> Option<Key> {
-        let key = self.per.iter().try_fold(self.keys.clone(), |maker, d| d.add(maker, cx));
-        key.map(KeyMaker::finish)
+        self.per.iter().try_fold(self.own_key, |key, dimension| Some(key.with(dimension.key(cx)?)))
     }
 
     fn part(&self, cx: &Context<'_>) -> Option<Part> {
@@ -274,7 +289,8 @@ impl Limits {
         cx: &'a Context<'_>,
         exempt: bool,
     ) -> impl Iterator<Item = (&'a Limit, Part, Key)> {
-        let bound = move |limit: &&Limit| !exempt || limit.whole_host();
+        let kind = cx.event.kind() as usize;
+        let bound = move |limit: &&Limit| limit.concerns[kind] && (!exempt || limit.whole_host());
         self.limits.iter().filter(bound).filter_map(|limit| {
             let part = limit.part(cx).filter(|_| limit.when.holds(cx))?;
             Some((limit, part, limit.key(cx)?))

@@ -1,0 +1,74 @@
+//! The keys of what a session's limits and triplets are kept under, each made once.
+//!
+//! Making a key costs more than anything else about a decision, and a message asks for the same
+//! ones a dozen times. So it is the parts that are hashed (this network, that sender), and what is
+//! kept under several of them has the key of all of them together ([`Key::with`]).
+
+use std::cell::OnceCell;
+
+use super::signal::Context;
+use crate::meter::key::Key;
+use crate::smtp::address::Address;
+use crate::smtp::event::Event;
+
+/// The keys of one session that have been asked for.
+#[derive(Debug, Default)]
+pub struct Keys {
+    network: OnceCell<Key>,
+    pool: OnceCell<Key>,
+    /// Of the message under way.
+    sender: OnceCell<Key>,
+    /// The same, without what changes from message to message.
+    sender_without_tags: OnceCell<Key>,
+    /// Of the last recipient.
+    recipient: OnceCell<Key>,
+}
+
+impl Keys {
+    /// Forgets what this event changes.
+    pub fn begin(&mut self, event: &Event) {
+        match event {
+            Event::Mail { .. } => {
+                self.sender = OnceCell::new();
+                self.sender_without_tags = OnceCell::new();
+            }
+            Event::Recipient { .. } => self.recipient = OnceCell::new(),
+            _ => {}
+        }
+    }
+}
+
+impl Context<'_> {
+    /// The key of one part, which its purpose keeps apart from all others.
+    pub fn key(&self, purpose: &str, value: &[u8]) -> Key {
+        self.policy.parts().clone().part(purpose.as_bytes()).part(value).finish()
+    }
+
+    /// The network's.
+    pub fn network_key(&self) -> Key {
+        *self.keys.network.get_or_init(|| self.key("network", &self.network.octets()))
+    }
+
+    /// The pool's.
+    pub fn pool_key(&self) -> Key {
+        *self.keys.pool.get_or_init(|| self.key("pool", &self.pool().octets()))
+    }
+
+    /// The sender's, from MAIL on.
+    pub fn sender_key(&self) -> Option<Key> {
+        let make = |sender: &Address| self.key("sender", sender.as_str().as_bytes());
+        self.sender().map(|sender| *self.keys.sender.get_or_init(|| make(sender)))
+    }
+
+    /// The sender's without what changes from message to message, from MAIL on.
+    pub fn sender_key_without_tags(&self) -> Option<Key> {
+        let make = |sender: &Address| self.key("sender", sender.without_tags().as_bytes());
+        self.sender().map(|sender| *self.keys.sender_without_tags.get_or_init(|| make(sender)))
+    }
+
+    /// The recipient's, at RCPT.
+    pub fn recipient_key(&self) -> Option<Key> {
+        let make = |recipient: &Address| self.key("recipient", recipient.as_str().as_bytes());
+        self.recipient().map(|recipient| *self.keys.recipient.get_or_init(|| make(recipient)))
+    }
+}
