@@ -1,0 +1,68 @@
+//! Memory that outlives the process.
+//!
+//! The mail path only ever touches memory. What it changes is noted by key, and a thread of its own
+//! writes the newest value of each noted key behind, one batch a `[state] flush`. A disk that
+//! stalls makes that thread wait and nobody else.
+
+pub mod disk;
+
+use std::fmt::{self, Display, Formatter};
+use std::io;
+
+/// A key as it lies on disk. Keys are evenly spread.
+pub type RawKey = [u8; 16];
+
+/// One entry of one table, as it is to be from now on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The table's name.
+    pub table: &'static str,
+    /// The entry's key.
+    pub key: RawKey,
+    /// Its value; nothing if it is gone.
+    pub value: Option<Vec<u8>>,
+}
+
+/// Why a backend did not do what it was asked.
+#[derive(Debug)]
+pub enum Fault {
+    /// Now it cannot be done; later perhaps (no space, no permission, a disk that is away). The
+    /// backend takes no more writes and must be opened again.
+    Unable(io::Error),
+    /// What was read is not what had been written.
+    Damaged(String),
+}
+
+impl Display for Fault {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unable(error) => write!(f, "{error}"),
+            Self::Damaged(what) => write!(f, "damaged: {what}"),
+        }
+    }
+}
+
+/// Where tables are kept: one ordered set of entries for each table's name.
+pub trait Backend: Send + Sync {
+    /// Writes all of it or nothing. Durable when it returns, even if power is cut then.
+    fn commit(&self, batch: &[Change]) -> Result<(), Fault>;
+
+    /// Shows every entry of a table whose key begins with this byte, in no stated order. Goes on
+    /// behind what is damaged, as far as it can, and returns that fault at the end.
+    fn scan(
+        &self,
+        table: &str,
+        first_byte: u8,
+        each: &mut dyn FnMut(RawKey, &[u8]),
+    ) -> Result<(), Fault>;
+
+    /// The value under a key.
+    fn get(&self, table: &str, key: RawKey) -> Result<Option<Vec<u8>>, Fault>;
+
+    /// Gives back the space of what has been overwritten and removed. Takes its time; everything
+    /// else goes on meanwhile.
+    fn compact(&self) -> Result<(), Fault>;
+
+    /// Bytes it takes on disk.
+    fn bytes(&self) -> u64;
+}
