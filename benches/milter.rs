@@ -465,7 +465,7 @@ fn serve_postpone(runtime: &mut runtime::Builder, settings: &Settings) -> io::Re
             let mut every = tokio::time::interval(Duration::from_secs(5));
             loop {
                 every.tick().await;
-                upkeep.sweep();
+                upkeep.sweep(1);
             }
         });
         milter::serve(bound, engine, door, MOST, stopping, Duration::ZERO).await

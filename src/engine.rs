@@ -17,7 +17,7 @@ use self::session::Id;
 pub use self::session::Session;
 use crate::clock::{Clock, Time};
 use crate::meter::key::{Key, Secret};
-use crate::meter::record::Record;
+use crate::meter::record::{Record, Worth};
 use crate::meter::table::Table;
 use crate::policy::decision::Reason;
 use crate::policy::signal::{Arrival, Ends};
@@ -115,7 +115,7 @@ impl Engine {
             return None;
         }
         let key = self.endpoint(client)?;
-        let arrival = self.held.write(key, |held| held.take(now)).ok()?;
+        let arrival = self.held.write(key, now, |held| held.take(now)).ok()?;
         Some((key, arrival))
     }
 
@@ -137,7 +137,7 @@ impl Engine {
         let now = self.clock.now();
         if let Some(key) = self.endpoint(client) {
             // When the table is full, it counts twice.
-            let _ = self.held.write(key, |held| held.counted = now);
+            let _ = self.held.write(key, now, |held| held.counted = now);
         }
     }
 
@@ -163,11 +163,12 @@ impl Engine {
         self.telemetry.failed(failure, self.clock.now(), detail);
     }
 
-    /// Forgets what has faded, and measures what is left. Beside the mail path.
-    pub fn sweep(&self) {
+    /// Forgets what has faded in the next of so many parts of memory, and folds latencies into
+    /// their buckets. Beside the mail path.
+    pub fn sweep(&self, parts: usize) {
         let now = self.clock.now();
-        self.memory.sweep(now);
-        self.held.sweep(now);
+        self.memory.sweep(now, parts);
+        self.held.sweep(now, parts);
         self.telemetry.upkeep();
     }
 
@@ -230,6 +231,10 @@ impl Held {
 impl Record for Held {
     fn forgettable(&self, now: Time) -> bool {
         self.sessions == 0 && now.since(self.counted) >= NEXT
+    }
+
+    fn worth(&self) -> Worth {
+        if self.sessions == 0 { Worth::Fleeting(self.counted.as_nanos()) } else { Worth::Lasting }
     }
 }
 

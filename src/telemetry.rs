@@ -15,6 +15,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use tracing::{error, info, warn};
 
 use crate::clock::Time;
+use crate::meter::table::Size;
 use crate::policy::decision::{Decision, Refusal};
 use crate::policy::signal::Ends;
 use crate::setting::Mode;
@@ -238,12 +239,13 @@ impl Telemetry {
         });
     }
 
-    /// Sizes of tables, and how many new entries each had to turn away.
-    pub fn table_sizes(&self, sizes: impl Iterator<Item = (&'static str, usize, u64)>) {
+    /// What tables have come to.
+    pub fn table_sizes(&self, sizes: impl Iterator<Item = (&'static str, Size)>) {
         with_local_recorder(&self.recorder, || {
-            for (table, entries, turned_away) in sizes {
-                gauge!(names::ENTRIES, "table" => table).set(entries as f64);
-                counter!(names::TURNED_AWAY, "table" => table).absolute(turned_away);
+            for (table, size) in sizes {
+                gauge!(names::ENTRIES, "table" => table).set(size.entries as f64);
+                counter!(names::TURNED_AWAY, "table" => table).absolute(size.turned_away);
+                counter!(names::EVICTED, "table" => table).absolute(size.evicted);
             }
         });
     }
@@ -322,6 +324,7 @@ mod names {
     pub(super) const SESSIONS: &str = "postpone_sessions_open";
     pub(super) const ENTRIES: &str = "postpone_table_entries";
     pub(super) const TURNED_AWAY: &str = "postpone_table_turned_away_total";
+    pub(super) const EVICTED: &str = "postpone_table_evicted_total";
     pub(super) const FAILURES: &str = "postpone_failures_total";
     pub(super) const STRESS: &str = "postpone_policy_requests_under_stress_total";
     pub(super) const RELOADS: &str = "postpone_reloads_total";

@@ -109,10 +109,10 @@ fn what_does_not_hold_is_told_with_its_line() {
     play("wrong.txt", "limit = []\n---\n+0s 192.0.2.7 CONNECT => close access wait=1s\n");
 }
 
-/// Half of `max_triplets` is for those that wait. When it is full, nothing more can be remembered,
-/// so a first contact passes: its retry could never succeed.
+/// Half of `max_triplets` is for those that wait. When it is full, the oldest make room; and if
+/// they had no time to come back, first contacts pass, since their retries could never succeed.
 #[test]
-fn a_full_table_of_triplets_lets_first_contacts_pass() {
+fn first_contacts_pass_while_others_are_pushed_out_before_they_can_come_back() {
     let mut story = String::from(
         "limit = []\n[greylist]\nmode = \"enforce\"\n[state]\nmax_triplets = 1000\n---\n\
          +0s 192.0.2.7 CONNECT; HELO mx.example.net; MAIL a@example.net\n",
@@ -121,13 +121,13 @@ fn a_full_table_of_triplets_lets_first_contacts_pass() {
         let refused = "defer greylist wait=5m code=451";
         writeln!(story, "+0s 192.0.2.7 RCPT user{number}@example.org => {refused}").unwrap();
     }
-    story += "+0s 192.0.2.7 RCPT one-more@example.org => pass
+    story += "+0s 192.0.2.7 RCPT one-more@example.org => defer greylist wait=5m code=451
         metric postpone_table_entries{table=\"pending\"} = 500
-        metric postpone_table_turned_away_total{table=\"pending\"} = 1
-        # Those that wait have not been pushed out, and their passing makes room.
-        +4m 192.0.2.7 RCPT user0@example.org => defer greylist wait=1m code=451
-        +5m 192.0.2.7 RCPT user0@example.org => pass
-        +5m 192.0.2.7 RCPT another@example.org => defer greylist wait=5m code=451\n";
+        metric postpone_table_evicted_total{table=\"pending\"} = 1
+        +1s 192.0.2.7 RCPT two-more@example.org => pass
+        +9m50s 192.0.2.7 RCPT three-more@example.org => pass
+        +10m 192.0.2.7 RCPT four-more@example.org => defer greylist wait=5m code=451
+        metric postpone_table_evicted_total{table=\"pending\"} = 2\n";
     play("a full table", &story);
 }
 

@@ -19,7 +19,7 @@
 
 use std::time::Duration;
 
-use super::record::Record;
+use super::record::{Parts, Record, Stored, Worth, put_time};
 use crate::clock::Time;
 
 /// The different values of one key.
@@ -112,6 +112,75 @@ impl Record for Distinct {
     fn forgettable(&self, now: Time) -> bool {
         self.ends <= now
     }
+
+    fn worth(&self) -> Worth {
+        Worth::Fleeting(self.ends.as_nanos())
+    }
+}
+
+impl Stored for Distinct {
+    fn encode(&self, bytes: &mut Vec<u8>) {
+        put_time(bytes, self.ends);
+        match &self.seen {
+            Seen::Few { newer, all, hashes } => {
+                bytes.extend([FEW, *newer]);
+                let hashes = &hashes[..usize::from(*all)];
+                bytes.extend(hashes.iter().flat_map(|hash| hash.to_le_bytes()));
+            }
+            Seen::Many { newer, older } => {
+                bytes.push(MANY);
+                bytes.extend(newer);
+                bytes.extend(older);
+            }
+        }
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut parts = Parts::of(bytes);
+        let (ends, [form]) = (parts.time()?, parts.bytes()?);
+        let seen = match form {
+            FEW => {
+                let [newer] = parts.bytes()?;
+                let (mut all, mut hashes) = (0_u8, [0; EXACT]);
+                while let Some(hash) = parts.number() {
+                    *hashes.get_mut(usize::from(all))? = hash;
+                    all += 1;
+                }
+                (newer <= all).then_some(Seen::Few { newer, all, hashes })?
+            }
+            MANY => Seen::Many { newer: parts.bytes()?, older: parts.bytes()? },
+            _ => return None,
+        };
+        parts.end(Self { seen, ends })
+    }
+
+    /// All that either has seen; for as long as the one that remembers for longer.
+    fn fold(&mut self, other: Self) {
+        self.ends = self.ends.max(other.ends);
+        match other.seen {
+            Seen::Few { newer, all, hashes } => {
+                let (newer, older) = hashes[..usize::from(all)].split_at(newer.into());
+                older.iter().for_each(|hash| self.seen.add_older(*hash));
+                newer.iter().for_each(|hash| self.seen.add(*hash));
+            }
+            Seen::Many { newer: others_newer, older: others_older } => {
+                let mut seen = self.seen.sketched();
+                if let Seen::Many { newer, older } = &mut seen {
+                    stronger(newer, &others_newer);
+                    stronger(older, &others_older);
+                }
+                self.seen = seen;
+            }
+        }
+    }
+}
+
+/// How the two forms of what was seen are told apart where they are written down.
+const FEW: u8 = 0;
+const MANY: u8 = 1;
+
+fn stronger(registers: &mut [u8; REGISTERS], others: &[u8; REGISTERS]) {
+    registers.iter_mut().zip(others).for_each(|(one, other)| *one = (*one).max(*other));
 }
 
 /// The length of a pane. Never zero, so that a window always ends after it began.
@@ -139,6 +208,25 @@ impl Seen {
                 }
             }
             Self::Many { newer, .. } => note(newer, hash),
+        }
+    }
+
+    /// Adds what was seen in the older pane and may have been seen in the newer one.
+    fn add_older(&mut self, hash: u32) {
+        match self {
+            Self::Few { all, hashes, .. } => {
+                if hashes[..usize::from(*all)].contains(&hash) {
+                    return;
+                }
+                if let Some(free) = hashes.get_mut(usize::from(*all)) {
+                    *free = hash;
+                    *all += 1;
+                    return;
+                }
+                *self = self.sketched();
+                self.add_older(hash);
+            }
+            Self::Many { older, .. } => note(older, hash),
         }
     }
 
@@ -422,6 +510,44 @@ mod tests {
             prop_assert!(distinct.with(hash(value), WINDOW, now + wait) <= max.max(1));
             if let Some(less) = wait.checked_sub(MS) {
                 prop_assert!(less == wait || !passes(less));
+            }
+        }
+
+        #[test]
+        fn what_is_written_down_is_read_the_same(history in histories()) {
+            let (distinct, now) = played(&history);
+            let mut bytes = Vec::new();
+            distinct.encode(&mut bytes);
+            let read = Distinct::decode(&bytes).unwrap();
+            prop_assert_eq!(read.count(WINDOW, now), distinct.count(WINDOW, now));
+            let mut again = Vec::new();
+            read.encode(&mut again);
+            prop_assert_eq!(bytes, again);
+        }
+
+        #[test]
+        fn to_take_in_what_is_known_changes_nothing_and_what_is_not_is_counted(
+            one in histories(), other in histories()
+        ) {
+            let (one, now) = played(&one);
+            let (other, later) = played(&other);
+            let mut twice = one.clone();
+            twice.fold(one.clone());
+            prop_assert_eq!(twice.count(WINDOW, now), one.count(WINDOW, now));
+            let now = now.max(later);
+            let mut both = one.clone();
+            both.fold(other.clone());
+            let mut and_back = other.clone();
+            and_back.fold(one.clone());
+            prop_assert_eq!(both.count(WINDOW, now), and_back.count(WINDOW, now));
+            let at_least = one.count(WINDOW, now).max(other.count(WINDOW, now));
+            prop_assert!(f64::from(both.count(WINDOW, now)) >= 0.5 * f64::from(at_least));
+        }
+
+        #[test]
+        fn no_bytes_make_reading_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            if let Some(read) = Distinct::decode(&bytes) {
+                read.count(WINDOW, NOW);
             }
         }
 

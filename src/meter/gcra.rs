@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::quota::{Quota, Unit};
-use super::record::Record;
+use super::record::{Parts, Record, Stored, Worth, put_time};
 use crate::clock::Time;
 
 /// What one key has used of its quota.
@@ -87,6 +87,27 @@ impl Gcra {
 impl Record for Gcra {
     fn forgettable(&self, now: Time) -> bool {
         self.empty_at <= now
+    }
+
+    /// The sooner it would be forgotten anyway, the less.
+    fn worth(&self) -> Worth {
+        Worth::Fleeting(self.empty_at.as_nanos())
+    }
+}
+
+impl Stored for Gcra {
+    fn encode(&self, bytes: &mut Vec<u8>) {
+        put_time(bytes, self.empty_at);
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut parts = Parts::of(bytes);
+        let read = Self { empty_at: parts.time()? };
+        parts.end(read)
+    }
+
+    fn fold(&mut self, other: Self) {
+        self.empty_at = self.empty_at.max(other.empty_at);
     }
 }
 

@@ -24,6 +24,27 @@ impl Key {
     pub fn to_u64(self) -> u64 {
         self.0[0]
     }
+
+    /// The bytes it is written down as. Keys are as good as random, so these are evenly spread.
+    pub fn to_bytes(self) -> [u8; 16] {
+        (u128::from(self.0[0]) << 64 | u128::from(self.0[1])).to_be_bytes()
+    }
+
+    /// The key that was written down as these bytes.
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        let number = u128::from_be_bytes(bytes);
+        Self([(number >> 64) as u64, number as u64])
+    }
+
+    /// A hash for a hash table: a key is one already.
+    pub(super) fn hash(self) -> u64 {
+        self.0[0]
+    }
+
+    /// Which of so many equal parts it belongs to, by the half that is not the hash.
+    pub(super) fn place_in(self, parts: usize) -> usize {
+        ((u128::from(self.0[1]) * parts as u128) >> 64) as usize
+    }
 }
 
 /// The secret that keys are made with. Sixteen bytes from the system's random numbers.

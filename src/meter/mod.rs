@@ -1,5 +1,6 @@
 //! The arithmetic of limits. It knows nothing of mail.
 
+pub mod changes;
 pub mod distinct;
 pub mod gcra;
 pub mod key;

@@ -6,6 +6,37 @@ use crate::clock::Time;
 pub trait Record: Send + Sync {
     /// Whether dropping it now loses nothing.
     fn forgettable(&self, now: Time) -> bool;
+
+    /// What would be lost by dropping it before it is forgettable.
+    fn worth(&self) -> Worth;
+}
+
+/// Which of the records of a full table goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Worth {
+    /// A single message, or little more, has made it. The least goes first.
+    Fleeting(u64),
+    /// It took more to earn it than any flood has, or something still depends on it: what is new
+    /// never takes its place.
+    Lasting,
+}
+
+/// A record that can be written down.
+///
+/// Its form is a part of the version of a state folder (see [`crate::store`]): what an earlier
+/// version has written must be read for as long as that version is.
+pub trait Stored: Record + Default {
+    /// Appends its bytes.
+    fn encode(&self, bytes: &mut Vec<u8>);
+
+    /// What bytes stand for; nothing if no record of this kind was ever written so.
+    fn decode(bytes: &[u8]) -> Option<Self>;
+
+    /// Takes in what was known elsewhere under the same key.
+    ///
+    /// Neither order nor repetition makes a difference, so that it may be done while both go on
+    /// changing: of each fact the stronger one holds.
+    fn fold(&mut self, other: Self);
 }
 
 /// A large record is better kept apart: a table of it has room for a third more than it holds.
@@ -13,4 +44,59 @@ impl<R: Record> Record for Box<R> {
     fn forgettable(&self, now: Time) -> bool {
         (**self).forgettable(now)
     }
+
+    fn worth(&self) -> Worth {
+        (**self).worth()
+    }
+}
+
+impl<R: Stored> Stored for Box<R> {
+    fn encode(&self, bytes: &mut Vec<u8>) {
+        (**self).encode(bytes);
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        R::decode(bytes).map(Self::new)
+    }
+
+    fn fold(&mut self, other: Self) {
+        (**self).fold(*other);
+    }
+}
+
+/// Reads the fixed-size parts of a record one after the other.
+pub struct Parts<'a>(&'a [u8]);
+
+impl<'a> Parts<'a> {
+    /// Begins with these bytes.
+    pub fn of(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    /// The next so many bytes.
+    pub fn bytes<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (part, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(*part)
+    }
+
+    /// The next four bytes as a number, the least first.
+    pub fn number(&mut self) -> Option<u32> {
+        self.bytes().map(u32::from_le_bytes)
+    }
+
+    /// The next eight bytes as a time: nanoseconds since 1970, the least byte first.
+    pub fn time(&mut self) -> Option<Time> {
+        self.bytes().map(|bytes| Time::from_nanos(u64::from_le_bytes(bytes)))
+    }
+
+    /// What was read, if there is nothing left.
+    pub fn end<T>(self, read: T) -> Option<T> {
+        self.0.is_empty().then_some(read)
+    }
+}
+
+/// Appends a time as [`Parts::time`] reads it.
+pub fn put_time(bytes: &mut Vec<u8>, time: Time) {
+    bytes.extend(time.as_nanos().to_le_bytes());
 }

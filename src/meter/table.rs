@@ -1,104 +1,177 @@
 //! Keyed memory with a bound and an expiry.
 //!
-//! A table lends its values to closures. The map's guards never leave this file: one held across
+//! A table is many small hash tables, each behind a lock of its own that is held for the time of
+//! one look-up. It lends its values to closures; no guard leaves this file, since one held across
 //! an `.await`, or two at once, would freeze the daemon. A closure must not use its own table.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use dashmap::DashMap;
-use dashmap::mapref::entry::Entry;
+use hashbrown::HashTable;
 
+use super::changes::Changes;
 use super::key::Key;
-use super::record::Record;
+use super::record::{Record, Stored, Worth};
 use crate::clock::Time;
 
 /// Records by key, shared by all threads.
 ///
-/// Its bound: at most `max_entries`, reached by new keys only. When it is full, a key that is not
-/// known yet is not stored ([`Full`]) and what is known stays; [`Table::sweep`] makes room by
-/// dropping what is forgettable.
+/// Its bound: at most `max_entries`, of which each shard has an equal part, so that a table is
+/// full when it holds a few percent less. In a full shard a new key takes the place of another:
+/// of [`SAMPLE`], which are as good as chosen by lot, a forgettable one, else the least worthy. Where all of them are [`Worth::Lasting`], the new one is not stored ([`Full`]).
 pub struct Table<R> {
-    map: DashMap<Key, R, foldhash::fast::RandomState>,
-    entries: AtomicUsize,
+    shards: Box<[Mutex<Shard<R>>]>,
+    most_per_shard: usize,
     max_entries: usize,
+    entries: AtomicUsize,
     turned_away: AtomicU64,
+    evicted: AtomicU64,
+    /// What the last record was worth that had to go before its time.
+    last_evicted: AtomicU64,
+    /// Where the next sweep goes on.
+    next_shard: AtomicUsize,
+    /// Of a table that is kept on disk as it changes.
+    changes: Option<Changes>,
+    /// Whether everything that was kept has been read again.
+    whole: AtomicBool,
 }
+
+type Shard<R> = HashTable<(Key, R)>;
 
 /// The table holds as many entries as it may; nothing was stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
-/// With the map's default of four shards a core, an insert that makes a large shard grow pauses
-/// everyone for up to a second; with 1024 for at most some ten milliseconds.
-const SHARDS: usize = 1024;
+/// Entries of a shard. To look at each takes some ten nanoseconds, so that no decision waits for
+/// longer than about twenty microseconds; so long, too, is the pause when a shard grows. A hash
+/// table of 2048 buckets takes 1792: the rest is for the traces of what was removed.
+const MOST_PER_SHARD: usize = 1_536;
+
+/// How many others are looked at for one whose place a new key takes.
+pub const SAMPLE: usize = 12;
+
+/// How far from each other these lie in a shard.
+const STRIDE: usize = 37;
 
 impl<R: Record> Table<R> {
     /// An empty table for at most `max_entries` entries.
     pub fn new(max_entries: usize) -> Self {
-        let map = DashMap::with_capacity_and_hasher_and_shard_amount(
-            0,
-            foldhash::fast::RandomState::default(),
-            SHARDS,
-        );
-        Self { map, entries: AtomicUsize::new(0), max_entries, turned_away: AtomicU64::new(0) }
+        let shards = max_entries.div_ceil(MOST_PER_SHARD).max(1);
+        Self {
+            shards: (0..shards).map(|_| Mutex::new(HashTable::new())).collect(),
+            most_per_shard: max_entries.div_ceil(shards),
+            max_entries,
+            entries: AtomicUsize::new(0),
+            turned_away: AtomicU64::new(0),
+            evicted: AtomicU64::new(0),
+            last_evicted: AtomicU64::new(0),
+            next_shard: AtomicUsize::new(0),
+            changes: None,
+            whole: AtomicBool::new(true),
+        }
+    }
+
+    /// The same, and what changes is noted for whoever writes it down.
+    pub fn noting_changes(max_entries: usize) -> Self {
+        Self { changes: Some(Changes::default()), ..Self::new(max_entries) }
     }
 
     /// Changes the record under `key`, or a new one.
-    pub fn write<T>(&self, key: Key, change: impl FnOnce(&mut R) -> T) -> Result<T, Full>
+    pub fn write<T>(&self, key: Key, now: Time, change: impl FnOnce(&mut R) -> T) -> Result<T, Full>
     where
         R: Default,
     {
-        match self.map.entry(key) {
-            Entry::Occupied(mut entry) => Ok(change(entry.get_mut())),
-            Entry::Vacant(entry) => {
-                if self.entries.fetch_add(1, Ordering::Relaxed) >= self.max_entries {
-                    self.entries.fetch_sub(1, Ordering::Relaxed);
-                    self.turned_away.fetch_add(1, Ordering::Relaxed);
-                    return Err(Full);
-                }
-                Ok(change(entry.insert(R::default()).value_mut()))
-            }
+        let mut shard = self.shard(key);
+        if let Some((_, record)) = shard.find_mut(key.hash(), |(other, _)| *other == key) {
+            let done = change(record);
+            drop(shard);
+            self.note(key);
+            return Ok(done);
         }
+        let victim = self.room(&mut shard, key, now)?;
+        let mut record = R::default();
+        let done = change(&mut record);
+        shard.insert_unique(key.hash(), (key, record), |(key, _)| key.hash());
+        drop(shard);
+        self.added(victim);
+        self.note(key);
+        Ok(done)
     }
 
     /// Changes the record under `key` if there is one.
     pub fn write_known<T>(&self, key: Key, change: impl FnOnce(&mut R) -> T) -> Option<T> {
-        self.map.get_mut(&key).map(|mut record| change(record.value_mut()))
+        let done =
+            self.shard(key).find_mut(key.hash(), |(k, _)| *k == key).map(|e| change(&mut e.1));
+        if done.is_some() {
+            self.note(key);
+        }
+        done
     }
 
     /// Removes and returns the record under `key`.
     pub fn take(&self, key: Key) -> Option<R> {
-        let (_, record) = self.map.remove(&key)?;
+        let mut shard = self.shard(key);
+        let entry = shard.find_entry(key.hash(), |(other, _)| *other == key).ok()?;
+        let ((_, record), _) = entry.remove();
+        drop(shard);
         self.entries.fetch_sub(1, Ordering::Relaxed);
+        self.note(key);
         Some(record)
-    }
-
-    /// Drops what is forgettable; returns how many. Shard after shard, each locked for some
-    /// 14 ns an entry: not for the mail path.
-    pub fn sweep(&self, now: Time) -> usize {
-        let mut dropped = 0;
-        self.map.retain(|_, record| {
-            let forget = record.forgettable(now);
-            dropped += usize::from(forget);
-            !forget
-        });
-        self.entries.fetch_sub(dropped, Ordering::Relaxed);
-        dropped
     }
 
     /// Shows the record under `key`, or that there is none.
     pub fn read<T>(&self, key: Key, show: impl FnOnce(Option<&R>) -> T) -> T {
-        show(self.map.get(&key).as_deref())
+        show(self.shard(key).find(key.hash(), |(other, _)| *other == key).map(|(_, record)| record))
     }
 
-    /// Whether a new key would be turned away.
-    pub fn is_full(&self) -> bool {
-        self.len() >= self.max_entries
+    /// Drops what is forgettable in the next of so many parts of the table; returns how many it
+    /// dropped. One shard after another, each locked for some twenty microseconds.
+    pub fn sweep(&self, now: Time, parts: usize) -> usize {
+        let each = self.shards.len().div_ceil(parts.max(1));
+        let first = self.next_shard.fetch_add(each, Ordering::Relaxed);
+        let mut dropped = Vec::new();
+        for number in first..first + each {
+            let mut shard = lock(&self.shards[number % self.shards.len()]);
+            shard.retain(|(key, record)| {
+                let forget = record.forgettable(now);
+                if forget {
+                    dropped.push(*key);
+                }
+                !forget
+            });
+            if shard.len() < shard.capacity() / 8 {
+                let twice = shard.len() * 2;
+                shard.shrink_to(twice, |(key, _)| key.hash());
+            }
+        }
+        self.entries.fetch_sub(dropped.len(), Ordering::Relaxed);
+        dropped.iter().for_each(|key| self.note(*key));
+        dropped.len()
     }
 
-    /// How many new keys were not stored because the table was full.
-    pub fn turned_away(&self) -> u64 {
-        self.turned_away.load(Ordering::Relaxed)
+    /// Whether little is left of the bound: an eighth at most.
+    pub fn is_crowded(&self) -> bool {
+        self.len() >= self.max_entries - self.max_entries / 8
+    }
+
+    /// What the table has come to.
+    pub fn size(&self) -> Size {
+        Size {
+            entries: self.len(),
+            turned_away: self.turned_away.load(Ordering::Relaxed),
+            evicted: self.evicted.load(Ordering::Relaxed),
+        }
+    }
+
+    /// What the last record was worth that had to go before its time; zero if none had.
+    pub fn last_evicted(&self) -> u64 {
+        self.last_evicted.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of memory that the entries take, with the room kept for more. A record's own boxes
+    /// are not counted. Shard after shard: not for the mail path.
+    pub fn allocated(&self) -> usize {
+        self.shards.iter().map(|shard| lock(shard).allocation_size()).sum()
     }
 
     /// How many entries there are, as of a moment ago.
@@ -109,6 +182,170 @@ impl<R: Record> Table<R> {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Whether everything that was kept has been read again: until then, what is not found may
+    /// well be known.
+    pub fn is_whole(&self) -> bool {
+        self.whole.load(Ordering::Relaxed)
+    }
+
+    fn shard(&self, key: Key) -> MutexGuard<'_, Shard<R>> {
+        lock(&self.shards[key.place_in(self.shards.len())])
+    }
+
+    fn note(&self, key: Key) {
+        if let Some(changes) = &self.changes {
+            changes.note(key);
+        }
+    }
+
+    /// Makes room for a new key, if need be by dropping another, which is returned.
+    fn room(&self, shard: &mut Shard<R>, key: Key, now: Time) -> Result<Option<Key>, Full> {
+        let full = shard.len() >= self.most_per_shard;
+        let victim = if full { self.evict(shard, key, now) } else { None };
+        if full && victim.is_none() {
+            self.turned_away.fetch_add(1, Ordering::Relaxed);
+            return Err(Full);
+        }
+        clear_traces(shard);
+        Ok(victim)
+    }
+
+    /// A new key is stored, perhaps in the place of another.
+    fn added(&self, victim: Option<Key>) {
+        match victim {
+            None => _ = self.entries.fetch_add(1, Ordering::Relaxed),
+            Some(victim) => self.note(victim),
+        }
+    }
+
+    /// Drops the least worthy of some; none if all are [`Worth::Lasting`].
+    fn evict(&self, shard: &mut Shard<R>, newcomer: Key, now: Time) -> Option<Key> {
+        let buckets = shard.num_buckets();
+        let from = newcomer.hash() as usize;
+        // There is a power of two of them, so that an odd stride comes by all. Those next to each
+        // other are no sample: what came early lies in clusters.
+        let at_random = (0..buckets).map(|n| from.wrapping_add(n * STRIDE) % buckets);
+        let occupied = at_random.filter_map(|at| Some((at, &shard.get_bucket(at)?.1)));
+        // A forgettable one is worth less than nothing.
+        let worth = |record: &R| (!record.forgettable(now)).then(|| record.worth());
+        let (worth, at) = occupied
+            .take(SAMPLE)
+            .map(|(at, record)| (worth(record), at))
+            .min_by_key(|(w, _)| *w)?;
+        if worth == Some(Worth::Lasting) {
+            return None;
+        }
+        let ((victim, _), _) = shard.get_bucket_entry(at).ok()?.remove();
+        if let Some(Worth::Fleeting(worth)) = worth {
+            self.evicted.fetch_add(1, Ordering::Relaxed);
+            self.last_evicted.store(worth, Ordering::Relaxed);
+        }
+        Some(victim)
+    }
+}
+
+/// What a table has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Entries, as of a moment ago.
+    pub entries: usize,
+    /// New keys that were not stored because all others were worth more.
+    pub turned_away: u64,
+    /// Entries that had to make room before their time.
+    pub evicted: u64,
+}
+
+fn lock<T>(shard: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic in a closure leaves at worst a count that is off.
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A hash table whose free buckets are used up by the traces of what was removed would double: it
+/// is made anew in the same size instead, so that a bound on entries is one on memory.
+fn clear_traces<R>(shard: &mut Shard<R>) {
+    let usable = shard.num_buckets() / 8 * 7;
+    let traces = usable.saturating_sub(shard.capacity());
+    if shard.len() < shard.capacity() || traces == 0 || traces < usable / 16 {
+        return;
+    }
+    let mut fresh = HashTable::with_capacity(usable);
+    for (key, record) in shard.drain() {
+        fresh.insert_unique(key.hash(), (key, record), |(key, _)| key.hash());
+    }
+    *shard = fresh;
+}
+
+/// What became of an entry that was read from disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restored {
+    /// It is remembered.
+    Kept,
+    /// It has faded, is unreadable, or there is no room for it: it need not be kept on disk.
+    Dropped,
+}
+
+/// A table as a store sees it, whatever its records are.
+pub trait Kept: Send + Sync {
+    /// The changes that are noted, if they are.
+    fn changes(&self) -> Option<&Changes>;
+
+    /// The record under a key, written down; nothing if there is none.
+    fn written(&self, key: Key) -> Option<Vec<u8>>;
+
+    /// Takes in a record from disk.
+    fn restore(&self, key: Key, bytes: &[u8], now: Time) -> Restored;
+
+    /// How many parts [`Kept::keys`] can be asked for.
+    fn parts(&self) -> usize;
+
+    /// All keys of one part.
+    fn keys(&self, part: usize) -> Vec<Key>;
+
+    /// Says whether everything has been read again; see [`Table::is_whole`].
+    fn set_whole(&self, whole: bool);
+}
+
+impl<R: Stored> Kept for Table<R> {
+    fn changes(&self) -> Option<&Changes> {
+        self.changes.as_ref()
+    }
+
+    fn written(&self, key: Key) -> Option<Vec<u8>> {
+        self.read(key, |record| {
+            let mut bytes = Vec::with_capacity(24);
+            record?.encode(&mut bytes);
+            Some(bytes)
+        })
+    }
+
+    fn restore(&self, key: Key, bytes: &[u8], now: Time) -> Restored {
+        let Some(read) = R::decode(bytes).filter(|record| !record.forgettable(now)) else {
+            return Restored::Dropped;
+        };
+        let mut shard = self.shard(key);
+        if let Some((_, record)) = shard.find_mut(key.hash(), |(other, _)| *other == key) {
+            record.fold(read);
+            return Restored::Kept;
+        }
+        let Ok(victim) = self.room(&mut shard, key, now) else { return Restored::Dropped };
+        shard.insert_unique(key.hash(), (key, read), |(key, _)| key.hash());
+        drop(shard);
+        self.added(victim);
+        Restored::Kept
+    }
+
+    fn parts(&self) -> usize {
+        self.shards.len()
+    }
+
+    fn keys(&self, part: usize) -> Vec<Key> {
+        lock(&self.shards[part]).iter().map(|(key, _)| *key).collect()
+    }
+
+    fn set_whole(&self, whole: bool) {
+        self.whole.store(whole, Ordering::Relaxed);
     }
 }
 
@@ -126,47 +363,111 @@ mod tests {
         fn forgettable(&self, now: Time) -> bool {
             Time::from_secs(self.0) <= now
         }
+
+        fn worth(&self) -> Worth {
+            if self.0 == LASTS { Worth::Lasting } else { Worth::Fleeting(self.0) }
+        }
     }
 
-    fn key(n: u8) -> Key {
-        Secret::new([0; 16]).key("test").part(&[n]).finish()
+    const LASTS: u64 = 1_000_000;
+    const NOW: Time = Time::from_secs(1);
+
+    fn key(n: u32) -> Key {
+        Secret::new([0; 16]).key("test").part(&n.to_le_bytes()).finish()
+    }
+
+    fn value(table: &Table<Until>, n: u32) -> Option<u64> {
+        table.read(key(n), |record| record.map(|record| record.0))
     }
 
     #[test]
-    fn a_full_table_keeps_what_it_knows_and_takes_nothing_new() {
+    fn in_a_full_table_what_has_faded_makes_room_first_and_then_the_least_worthy() {
+        let table = Table::new(3);
+        for (n, until) in [(1, 30), (2, 20), (3, 10)] {
+            table.write(key(n), NOW, |r: &mut Until| r.0 = until).unwrap();
+        }
+        let later = Time::from_secs(10);
+        table.write(key(4), later, |r| r.0 = 40).unwrap();
+        assert_eq!((value(&table, 3), table.size().evicted), (None, 0), "it had faded");
+        table.write(key(5), later, |r| r.0 = 50).unwrap();
+        assert_eq!((value(&table, 2), table.size().evicted), (None, 1));
+        assert_eq!(table.last_evicted(), 20);
+        assert_eq!([1, 4, 5].map(|n| value(&table, n)), [Some(30), Some(40), Some(50)]);
+        assert_eq!(table.len(), 3);
+    }
+
+    #[test]
+    fn nothing_new_takes_the_place_of_what_lasts() {
         let table = Table::new(2);
         for n in [1, 2] {
-            table.write(key(n), |r: &mut Until| r.0 = 10 * u64::from(n)).unwrap();
+            table.write(key(n), NOW, |r: &mut Until| r.0 = LASTS).unwrap();
         }
-        assert_eq!(table.write(key(3), |r| r.0 = 30), Err(Full));
-        assert_eq!(table.write(key(2), |r| r.0), Ok(20));
-        assert_eq!(table.sweep(Time::from_secs(10)), 1);
-        assert_eq!(table.write(key(3), |r| r.0 = 30), Ok(()));
-        assert_eq!(table.len(), 2);
+        assert_eq!(table.write(key(3), NOW, |r| r.0 = 30), Err(Full));
+        assert_eq!(table.write(key(2), NOW, |r| r.0), Ok(LASTS), "what is known can change");
+        assert_eq!((table.len(), table.size().turned_away), (2, 1));
+    }
+
+    #[test]
+    fn a_flood_of_new_keys_takes_no_more_memory_than_the_bound_and_spares_what_lasts() {
+        const MAX: u32 = 30_000;
+        let table = Table::new(MAX as usize);
+        for n in 0..MAX / 2 {
+            table.write(key(n), NOW, |r: &mut Until| r.0 = LASTS).unwrap();
+        }
+        let mut allocated = 0;
+        for n in MAX..20 * MAX {
+            let _ = table.write(key(n), NOW, |r| r.0 = u64::from(n));
+            if n == 3 * MAX {
+                allocated = table.allocated();
+            }
+        }
+        assert!(table.len() <= MAX as usize);
+        assert_eq!(table.allocated(), allocated, "it takes no more than when it was full");
+        assert!((0..MAX / 2).all(|n| value(&table, n) == Some(LASTS)));
+        let newest = (20 * MAX - 1_000..20 * MAX).filter(|n| value(&table, *n).is_some()).count();
+        assert!(newest > 900, "of the last thousand only {newest} are there");
+    }
+
+    #[test]
+    fn a_sweep_in_parts_comes_round_to_everything() {
+        let table = Table::new(10_000);
+        for n in 0..5_000 {
+            table.write(key(n), NOW, |r: &mut Until| r.0 = 10 + u64::from(n % 2) * 90).unwrap();
+        }
+        let dropped: usize = (0..8).map(|_| table.sweep(Time::from_secs(50), 8)).sum();
+        assert_eq!((dropped, table.len()), (2_500, 2_500));
+    }
+
+    #[test]
+    fn memory_is_given_back_after_a_flood() {
+        let table = Table::new(100_000);
+        for n in 0..100_000 {
+            let _ = table.write(key(n), NOW, |r: &mut Until| r.0 = 10);
+        }
+        let full = table.allocated();
+        table.sweep(Time::from_secs(50), 1);
+        assert!(table.allocated() < full / 50);
     }
 
     proptest! {
-        /// A table is a map with a bound, whatever is done to it in whatever order.
+        /// A table is a map, whatever is done to it in whatever order, while it has room.
         #[test]
-        fn it_behaves_as_a_bounded_map(
-            steps in prop::collection::vec((0..5_u8, 0..20_u8, 0..100_u64), 0..200)
+        fn it_behaves_as_a_map(
+            steps in prop::collection::vec((0..5_u8, 0..20_u32, 0..100_u64), 0..200)
         ) {
-            let (table, mut model) = (Table::new(8), HashMap::new());
+            let (table, mut model) = (Table::new(20), HashMap::new());
             for (what, n, at) in steps {
                 match what {
                     0 | 1 => {
-                        let room = model.contains_key(&n) || model.len() < 8;
-                        let done = table.write(key(n), |r: &mut Until| r.0 = at);
-                        prop_assert_eq!(done.is_ok(), room);
-                        if room {
-                            model.insert(n, Until(at));
-                        }
+                        let done = table.write(key(n), NOW, |r: &mut Until| r.0 = at);
+                        prop_assert_eq!(done, Ok(()));
+                        model.insert(n, Until(at));
                     }
                     2 => prop_assert_eq!(table.take(key(n)), model.remove(&n)),
                     3 => {
                         let before = model.len();
                         model.retain(|_, r| !r.forgettable(Time::from_secs(at)));
-                        prop_assert_eq!(table.sweep(Time::from_secs(at)), before - model.len());
+                        prop_assert_eq!(table.sweep(Time::from_secs(at), 1), before - model.len());
                     }
                     _ => prop_assert_eq!(table.read(key(n), |r| r.cloned()), model.get(&n).cloned()),
                 }

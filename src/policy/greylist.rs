@@ -17,8 +17,8 @@ use super::standing::Standing;
 use super::when::When;
 use crate::clock::Time;
 use crate::meter::key::{Key, Secret};
-use crate::meter::record::Record;
-use crate::meter::table::Table;
+use crate::meter::record::{Parts, Record, Stored, Worth, put_time};
+use crate::meter::table::{Kept, Size, Table};
 use crate::meter::units::Span;
 use crate::setting::{Complaint, Mode};
 use crate::smtp::address::Address;
@@ -120,14 +120,14 @@ impl Params {
 /// message makes a pending one, and a flood of those must not push out what has passed.
 pub struct Memory {
     secret: Secret,
-    /// When it is full, first contacts pass: their retries could never succeed.
+    /// When it is full, the oldest go.
     pending: Arc<Table<Pending>>,
-    /// When it is full, new passes are not remembered and wait again the next time.
+    /// When it is full, those go that have not been seen for longest.
     passed: Arc<Table<Passed>>,
-    /// Bound: `max_clients`. When it is full, no further client becomes proven.
+    /// Bound: `max_clients`. When it is full, those go that have passed the fewest times, and of
+    /// those the ones not seen for longest; never one that is proven.
     proven: Arc<Table<Proven>>,
-    /// Bound: `max_clients`. When it is full, a further network's pending triplets have no bound
-    /// of their own.
+    /// Bound: `max_clients`. When it is full, those go that have the fewest pending triplets.
     crowds: Arc<Table<Crowd>>,
 }
 
@@ -136,9 +136,9 @@ impl Memory {
         let half = bounds.max_triplets / 2;
         Self {
             secret: secret.clone(),
-            pending: Arc::new(Table::new(half)),
-            passed: Arc::new(Table::new(half)),
-            proven: Arc::new(Table::new(bounds.max_clients)),
+            pending: Arc::new(Table::noting_changes(half)),
+            passed: Arc::new(Table::noting_changes(half)),
+            proven: Arc::new(Table::noting_changes(bounds.max_clients)),
             crowds: Arc::new(Table::new(bounds.max_clients)),
         }
     }
@@ -168,19 +168,29 @@ impl Memory {
         })
     }
 
-    pub(super) fn sweep(&self, now: Time) {
-        self.pending.sweep(now);
-        self.passed.sweep(now);
-        self.proven.sweep(now);
-        self.crowds.sweep(now);
+    pub(super) fn sweep(&self, now: Time, parts: usize) {
+        self.pending.sweep(now, parts);
+        self.passed.sweep(now, parts);
+        self.proven.sweep(now, parts);
+        self.crowds.sweep(now, parts);
     }
 
-    pub(super) fn sizes(&self) -> [(&'static str, usize, u64); 4] {
+    pub(super) fn sizes(&self) -> [(&'static str, Size); 4] {
         [
-            ("pending", self.pending.len(), self.pending.turned_away()),
-            ("passed", self.passed.len(), self.passed.turned_away()),
-            ("proven", self.proven.len(), self.proven.turned_away()),
-            ("crowds", self.crowds.len(), self.crowds.turned_away()),
+            ("pending", self.pending.size()),
+            ("passed", self.passed.size()),
+            ("proven", self.proven.size()),
+            ("crowds", self.crowds.size()),
+        ]
+    }
+
+    /// What is written down as it changes, the most telling first.
+    pub(super) fn kept(&self) -> [(&'static str, Arc<dyn Kept>); 4] {
+        [
+            ("proven", self.proven.clone()),
+            ("passed", self.passed.clone()),
+            ("pending", self.pending.clone()),
+            ("crowds", self.crowds.clone()),
         ]
     }
 }
@@ -202,6 +212,8 @@ struct Passed {
 #[derive(Clone, Copy, Debug, Default)]
 struct Proven {
     passes: u32,
+    /// Whether they were enough when the last one passed.
+    enough: bool,
     until: Time,
 }
 
@@ -214,15 +226,102 @@ struct Crowd {
 }
 
 macro_rules! forgettable_at_until {
-    ($($record:ty),*) => {$(
+    ($($record:ty: |$it:ident| $worth:expr;)*) => {$(
         impl Record for $record {
             fn forgettable(&self, now: Time) -> bool {
                 self.until <= now
             }
+
+            fn worth(&self) -> Worth {
+                let $it = self;
+                $worth
+            }
         }
     )*};
 }
-forgettable_at_until!(Pending, Passed, Proven, Crowd);
+forgettable_at_until! {
+    // The oldest has had the most time to come back.
+    Pending: |it| Worth::Fleeting(it.first.as_nanos());
+    Passed: |it| Worth::Fleeting(it.until.as_nanos());
+    Proven: |it| if it.enough {
+        Worth::Lasting
+    } else {
+        Worth::Fleeting(u64::from(it.passes.min(255)) << 56 | it.until.as_nanos() >> 8)
+    };
+    Crowd: |it| Worth::Fleeting(it.stored.into());
+}
+
+impl Stored for Pending {
+    fn encode(&self, bytes: &mut Vec<u8>) {
+        put_time(bytes, self.first);
+        put_time(bytes, self.until);
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut parts = Parts::of(bytes);
+        let read = Self { first: parts.time()?, until: parts.time()? };
+        parts.end(read)
+    }
+
+    fn fold(&mut self, other: Self) {
+        *self = Self { first: self.first.min(other.first), until: self.until.max(other.until) };
+    }
+}
+
+impl Stored for Passed {
+    fn encode(&self, bytes: &mut Vec<u8>) {
+        put_time(bytes, self.until);
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut parts = Parts::of(bytes);
+        let read = Self { until: parts.time()? };
+        parts.end(read)
+    }
+
+    fn fold(&mut self, other: Self) {
+        self.until = self.until.max(other.until);
+    }
+}
+
+impl Stored for Proven {
+    fn encode(&self, bytes: &mut Vec<u8>) {
+        put_time(bytes, self.until);
+        bytes.extend(self.passes.to_le_bytes());
+        bytes.push(self.enough.into());
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut parts = Parts::of(bytes);
+        let (until, passes, [enough]) = (parts.time()?, parts.number()?, parts.bytes()?);
+        parts.end(Self { passes, enough: enough != 0, until })
+    }
+
+    fn fold(&mut self, other: Self) {
+        *self = Self {
+            passes: self.passes.max(other.passes),
+            enough: self.enough || other.enough,
+            until: self.until.max(other.until),
+        };
+    }
+}
+
+impl Stored for Crowd {
+    fn encode(&self, bytes: &mut Vec<u8>) {
+        put_time(bytes, self.until);
+        bytes.extend(self.stored.to_le_bytes());
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut parts = Parts::of(bytes);
+        let read = Self { until: parts.time()?, stored: parts.number()? };
+        parts.end(read)
+    }
+
+    fn fold(&mut self, other: Self) {
+        *self = Self { stored: self.stored.max(other.stored), until: self.until.max(other.until) };
+    }
+}
 
 /// When the recipients of a transaction may come back.
 #[derive(Clone, Copy, Debug)]
@@ -348,8 +447,9 @@ impl Greylist {
         }
         let first = match self.acquaintance(cx) {
             Acquaintance::Known { .. } | Acquaintance::Back => return None,
-            // Nothing can be stored, so no retry could ever pass.
-            Acquaintance::New if self.pending.is_full() => return None,
+            Acquaintance::New if self.forgets_too_soon(cx.now) || !self.remembers_all() => {
+                return None;
+            }
             Acquaintance::New => cx.now,
             Acquaintance::Waiting { first } => first,
         };
@@ -357,8 +457,21 @@ impl Greylist {
         self.when.holds(cx).then(|| Ready { first, at: first + self.delay })
     }
 
+    /// Whether first contacts are pushed out before they can come back: their retries could never
+    /// succeed, so that they pass until it has become quieter.
+    fn forgets_too_soon(&self, now: Time) -> bool {
+        let first = self.pending.last_evicted();
+        first > 0 && now.since(Time::from_nanos(first)) < self.delay.saturating_mul(2)
+    }
+
+    /// Whether what was known before the last start has been read again. Until then a triplet that
+    /// is not found passes, since it may have waited already.
+    fn remembers_all(&self) -> bool {
+        self.pending.is_whole() && self.passed.is_whole() && self.proven.is_whole()
+    }
+
     fn store(&self, cx: &Context<'_>) {
-        let room = self.crowds.write(self.crowd(cx), |crowd| {
+        let room = self.crowds.write(self.crowd(cx), cx.now, |crowd| {
             if crowd.forgettable(cx.now) {
                 *crowd = Crowd { stored: 0, until: cx.now + self.window };
             }
@@ -371,19 +484,20 @@ impl Greylist {
         }
         let pending = Pending { first: cx.now, until: cx.now + self.window };
         // A full table counts what it turns away.
-        let _ = self.pending.write(self.triplet(cx), |entry| *entry = pending);
+        let _ = self.pending.write(self.triplet(cx), cx.now, |entry| *entry = pending);
     }
 
     /// The triplet is an acquaintance from now on, and its client has one more pass.
     fn pass(&self, cx: &Context<'_>) {
         let until = cx.now + self.forget;
         let triplet = self.triplet(cx);
-        let _ = self.passed.write(triplet, |passed| passed.until = until);
+        let _ = self.passed.write(triplet, cx.now, |passed| passed.until = until);
         if self.pending.take(triplet).is_some() {
             let client = self.client(cx);
-            let _ = self.proven.write(client, |proven| {
+            let _ = self.proven.write(client, cx.now, |proven| {
                 let passes = if proven.forgettable(cx.now) { 0 } else { proven.passes };
-                *proven = Proven { passes: passes.saturating_add(1), until };
+                let passes = passes.saturating_add(1);
+                *proven = Proven { passes, enough: passes >= self.proven_after, until };
             });
             self.crowds.write_known(self.crowd(cx), |crowd| {
                 crowd.stored = crowd.stored.saturating_sub(1);
@@ -415,6 +529,7 @@ impl Greylist {
                 self.pass(cx);
             }
             // What another rule refuses has been seen all the same, so that delays do not add up.
+            Acquaintance::New if !self.remembers_all() || self.forgets_too_soon(cx.now) => {}
             Acquaintance::New => self.store(cx),
             Acquaintance::Waiting { .. } => {}
             Acquaintance::Back if others_refuse => {}
@@ -429,7 +544,9 @@ impl Signal for Greylist {
     }
 
     fn standing(&self, cx: &Context<'_>) -> Option<Standing> {
-        self.proven_until(cx).map(|_| Standing::Proven)
+        // Before everything is known again, none may be called a stranger.
+        let proven = self.proven_until(cx).is_some() || !self.proven.is_whole();
+        proven.then_some(Standing::Proven)
     }
 
     fn assess(&self, cx: &Context<'_>, ledger: &Ledger, round: &mut Round) {

@@ -13,6 +13,7 @@ pub mod standing;
 pub mod when;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,7 @@ use self::signal::{Context, Ledger, Round, Signal};
 use self::standing::Standing;
 use crate::clock::Time;
 use crate::meter::key::{KeyMaker, Secret};
+use crate::meter::table::{Kept, Size};
 use crate::setting::Complaint;
 use crate::smtp::client::{Network, Prefixes};
 use crate::smtp::event::{Event, Fate};
@@ -59,15 +61,20 @@ impl Memory {
         &self.secret
     }
 
-    /// Forgets what has faded. Shard after shard, each locked for a moment.
-    pub fn sweep(&self, now: Time) {
-        self.limits.sweep(now);
-        self.greylist.sweep(now);
+    /// Forgets what has faded in the next of so many parts of every table.
+    pub fn sweep(&self, now: Time, parts: usize) {
+        self.limits.sweep(now, parts);
+        self.greylist.sweep(now, parts);
     }
 
-    /// Entries of every table and how many new ones it had to turn away, by the table's name.
-    pub fn sizes(&self) -> impl Iterator<Item = (&'static str, usize, u64)> {
+    /// What every table has come to, by its name.
+    pub fn sizes(&self) -> impl Iterator<Item = (&'static str, Size)> {
         self.limits.sizes().into_iter().chain(self.greylist.sizes())
+    }
+
+    /// What outlives the process, by the table's name: what is missed most comes first.
+    pub fn kept(&self) -> impl Iterator<Item = (&'static str, Arc<dyn Kept>)> {
+        self.limits.kept().into_iter().chain(self.greylist.kept())
     }
 }
 

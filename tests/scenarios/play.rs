@@ -213,7 +213,7 @@ impl Stage {
     fn end(mut self, file: &str) {
         self.sessions.clear();
         self.clock.advance(Duration::from_secs(100 * 365 * 86_400));
-        self.engine.sweep();
+        self.engine.sweep(1);
         for nothing in ["postpone_sessions_open = 0", "postpone_table_entries = 0"] {
             self.metric(nothing).unwrap_or_else(|wrong| panic!("{file}, at its end: {wrong}"));
         }

@@ -86,7 +86,7 @@ impl Front {
         wait_until("every session to end", || {
             (self.metric("postpone_sessions_open", &[]) == 0.0).then_some(())
         });
-        self.engine.sweep();
+        self.engine.sweep(1);
         assert_eq!(self.metric("postpone_table_entries", &[("table", "gauges")]), 0.0);
     }
 

@@ -23,8 +23,8 @@ use crate::meter::distinct::Distinct;
 use crate::meter::gcra::Gcra;
 use crate::meter::key::{Key, KeyMaker, Secret};
 use crate::meter::quota::{Quota, Unit};
-use crate::meter::record::Record;
-use crate::meter::table::Table;
+use crate::meter::record::{Record, Worth};
+use crate::meter::table::{Kept, Size, Table};
 use crate::meter::units::Span;
 use crate::setting::Mode;
 use crate::smtp::event::{Event, Fate, Kind};
@@ -40,7 +40,8 @@ const MOST_CHARGES: usize = 1_024;
 /// What all limits remember. Everything is kept under the name and count of its limit, so that it
 /// survives a reload.
 ///
-/// When a table is full, a key that is not known yet is not counted, and its events pass.
+/// When a table is full, what is nearest to being forgotten goes first; a session that is open is
+/// never forgotten, and one that could not be noted is not counted.
 #[derive(Clone)]
 pub struct Memory {
     secret: Secret,
@@ -73,19 +74,28 @@ impl Memory {
         }
     }
 
-    pub(super) fn sweep(&self, now: Time) {
-        self.meters.sweep(now);
-        self.gauges.sweep(now);
-        self.sketches.sweep(now);
-        self.penalties.sweep(now);
+    pub(super) fn sweep(&self, now: Time, parts: usize) {
+        self.meters.sweep(now, parts);
+        self.gauges.sweep(now, parts);
+        self.sketches.sweep(now, parts);
+        self.penalties.sweep(now, parts);
     }
 
-    pub(super) fn sizes(&self) -> [(&'static str, usize, u64); 4] {
+    pub(super) fn sizes(&self) -> [(&'static str, Size); 4] {
         [
-            ("meters", self.meters.len(), self.meters.turned_away()),
-            ("gauges", self.gauges.len(), self.gauges.turned_away()),
-            ("sketches", self.sketches.len(), self.sketches.turned_away()),
-            ("penalties", self.penalties.len(), self.penalties.turned_away()),
+            ("meters", self.meters.size()),
+            ("gauges", self.gauges.size()),
+            ("sketches", self.sketches.size()),
+            ("penalties", self.penalties.size()),
+        ]
+    }
+
+    /// What is written down at the end. Sessions end with the process.
+    pub(super) fn kept(&self) -> [(&'static str, Arc<dyn Kept>); 3] {
+        [
+            ("penalties", self.penalties.clone()),
+            ("meters", self.meters.clone()),
+            ("sketches", self.sketches.clone()),
         ]
     }
 }
@@ -102,6 +112,10 @@ struct Gauge {
 impl Record for Gauge {
     fn forgettable(&self, _: Time) -> bool {
         self.open == 0
+    }
+
+    fn worth(&self) -> Worth {
+        Worth::Lasting
     }
 }
 
@@ -354,7 +368,7 @@ impl Limits {
             Measure::AtOnce { .. } => {}
             Measure::InTime(quota) => {
                 let amount = limit.amount(cx);
-                let then = self.memory.meters.write(key, |meter| {
+                let then = self.memory.meters.write(key, cx.now, |meter| {
                     *meter = meter.charged(quota, cx.now, amount);
                     // A shadow counts as if nothing had been refused, however far it runs ahead.
                     if limit.mode == Mode::Enforce {
@@ -373,13 +387,13 @@ impl Limits {
             Measure::Distinct { window, .. } => {
                 let value = limit.value(cx);
                 // A full table counts itself.
-                let _ = self.memory.sketches.write(key, |s| s.add(value, *window, cx.now));
+                let _ = self.memory.sketches.write(key, cx.now, |s| s.add(value, *window, cx.now));
             }
         }
     }
 
-    fn hold(&self, key: Key, admitted: bool) -> Option<Hold> {
-        let held = self.memory.gauges.write(key, |gauge| {
+    fn hold(&self, key: Key, admitted: bool, now: Time) -> Option<Hold> {
+        let held = self.memory.gauges.write(key, now, |gauge| {
             gauge.open += 1;
             gauge.admitted += u32::from(admitted);
         });
@@ -406,7 +420,7 @@ impl Limits {
         }
         if let Some(params) = &limit.penalty {
             // A refusal after the wait of the last one has passed is another offence.
-            let _ = self.memory.penalties.write(key, |penalty| {
+            let _ = self.memory.penalties.write(key, now, |penalty| {
                 if penalty.rest(now).is_zero() {
                     *penalty = penalty.after_offence(refusal.wait, params, now);
                 }
@@ -483,7 +497,7 @@ impl Signal for Limits {
             if let Measure::AtOnce { .. } = limit.measure {
                 // Closed at once, a session is gone before it counts.
                 if !decision.at_once() {
-                    ledger.holds.extend(self.hold(key, decision.passes()));
+                    ledger.holds.extend(self.hold(key, decision.passes(), cx.now));
                 }
                 continue;
             }

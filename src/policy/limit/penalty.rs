@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Time;
-use crate::meter::record::Record;
+use crate::meter::record::{Parts, Record, Stored, Worth, put_time};
 use crate::meter::units::Span;
 use crate::setting::Complaint;
 
@@ -84,6 +84,32 @@ impl Penalty {
 impl Record for Penalty {
     fn forgettable(&self, now: Time) -> bool {
         self.forgotten <= now
+    }
+
+    fn worth(&self) -> Worth {
+        Worth::Fleeting(self.forgotten.as_nanos())
+    }
+}
+
+impl Stored for Penalty {
+    fn encode(&self, bytes: &mut Vec<u8>) {
+        put_time(bytes, self.until);
+        put_time(bytes, self.forgotten);
+        bytes.push(self.offences);
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut parts = Parts::of(bytes);
+        let (until, forgotten, [offences]) = (parts.time()?, parts.time()?, parts.bytes()?);
+        parts.end(Self { offences, until, forgotten })
+    }
+
+    fn fold(&mut self, other: Self) {
+        *self = Self {
+            offences: self.offences.max(other.offences),
+            until: self.until.max(other.until),
+            forgotten: self.forgotten.max(other.forgotten),
+        };
     }
 }
 
