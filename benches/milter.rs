@@ -41,8 +41,8 @@ use std::time::Duration;
 
 use indymilter::{Actions, Callbacks, Config, MacroStage, ProtoOpts, Status};
 use postpone::clock::{Stopwatch, SystemClock};
-use postpone::config::Settings;
-use postpone::daemon::{self, Metrics};
+use postpone::config::{Named, Settings};
+use postpone::daemon;
 use postpone::engine::Engine;
 use postpone::front::address::Address;
 use postpone::front::{listen, milter};
@@ -443,6 +443,7 @@ fn settings(socket: &Path, workers: u8) -> Settings {
     let address = Some(Address::Unix(socket.to_owned()));
     settings.listen = vec![listen::Params { milter: address, ..listen::Params::default() }];
     settings.control.http = OrNone::None;
+    settings.state.path = OrNone::None;
     settings.access.allow.clear();
     settings.server.workers = workers;
     settings
@@ -450,7 +451,7 @@ fn settings(socket: &Path, workers: u8) -> Settings {
 
 fn serve_daemon(settings: Settings) -> ExitCode {
     // No settings name it, so no metrics are served, and no file is read.
-    daemon::serve(settings, Metrics::Required, PathBuf::new())
+    daemon::serve(settings, Named { http: true, state: true }, PathBuf::new())
 }
 
 fn serve_postpone(runtime: &mut runtime::Builder, settings: &Settings) -> io::Result<Infallible> {

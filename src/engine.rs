@@ -175,6 +175,7 @@ impl Engine {
     /// All metrics, as of now.
     pub fn metrics(&self) -> String {
         self.telemetry.table_sizes(self.memory.sizes());
+        self.telemetry.state_behind(self.memory.behind(), self.clock.now());
         self.telemetry.render()
     }
 

@@ -70,5 +70,6 @@ pub mod meter;
 pub mod policy;
 pub mod setting;
 pub mod smtp;
+pub mod store;
 pub mod telemetry;
 pub mod tool;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use postpone::config::{Checked, Settings, Unusable};
-use postpone::daemon::{self, Metrics, exit};
+use postpone::config::{Checked, Named, Settings, Unusable};
+use postpone::daemon::{self, exit};
 use postpone::tool::check::{Verdict, check};
 
 /// Where the settings are when nobody says otherwise.
@@ -75,13 +75,12 @@ fn serve(file: Option<PathBuf>) -> ExitCode {
         let _ = write!(io::stderr(), "{text}");
     };
     let Some(file) = file else {
-        return daemon::serve(Settings::default(), Metrics::IfTheyCanBe, DEFAULT_FILE.into());
+        return daemon::serve(Settings::default(), Named::default(), DEFAULT_FILE.into());
     };
     match Settings::load(&file) {
-        Ok(Checked { settings, report, http_is_named }) => {
+        Ok(Checked { settings, report, named }) => {
             say(&report);
-            let metrics = if http_is_named { Metrics::Required } else { Metrics::IfTheyCanBe };
-            daemon::serve(settings, metrics, file)
+            daemon::serve(settings, named, file)
         }
         Err(Unusable(report)) => {
             say(&report);

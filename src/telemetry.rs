@@ -35,10 +35,13 @@ pub enum Failure {
     Accept,
     /// Log lines were dropped because they could not be written fast enough.
     Log,
+    /// State could not be read or written.
+    State,
 }
 
 impl Failure {
-    const ALL: [Self; 5] = [Self::Panic, Self::Address, Self::Frame, Self::Accept, Self::Log];
+    const ALL: [Self; 6] =
+        [Self::Panic, Self::Address, Self::Frame, Self::Accept, Self::Log, Self::State];
 
     /// Its one name in logs and metrics.
     pub const fn name(self) -> &'static str {
@@ -48,6 +51,7 @@ impl Failure {
             Self::Frame => "frame",
             Self::Accept => "accept",
             Self::Log => "log",
+            Self::State => "state",
         }
     }
 }
@@ -88,6 +92,8 @@ pub struct Telemetry {
     stress: Counter,
     failures: [Counter; Failure::ALL.len()],
     last_told: [AtomicU64; Failure::ALL.len()],
+    /// Up to when every change has been written down; zero where nothing is.
+    written_up_to: AtomicU64,
 }
 
 /// Upper bounds of the latency histogram's buckets, in seconds: from a decision's usual time to
@@ -159,7 +165,18 @@ impl Telemetry {
             gauge!(names::BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         });
         let last_told = Default::default();
-        Self { recorder, events, passes, latency, sessions, stress, failures, last_told }
+        let written_up_to = AtomicU64::new(0);
+        Self {
+            recorder,
+            events,
+            passes,
+            latency,
+            sessions,
+            stress,
+            failures,
+            last_told,
+            written_up_to,
+        }
     }
 
     /// A session has begun. It is open only where its end will be seen.
@@ -219,7 +236,9 @@ impl Telemetry {
         if claimed {
             let kind = failure.name();
             match failure {
-                Failure::Panic => error!(kind, %detail, "our own trouble; the mail passes"),
+                Failure::Panic | Failure::State => {
+                    error!(kind, %detail, "our own trouble; the mail passes");
+                }
                 Failure::Address | Failure::Frame | Failure::Accept | Failure::Log => {
                     warn!(kind, %detail, "our own trouble; the mail passes");
                 }
@@ -247,6 +266,48 @@ impl Telemetry {
                 counter!(names::TURNED_AWAY, "table" => table).absolute(size.turned_away);
                 counter!(names::EVICTED, "table" => table).absolute(size.evicted);
             }
+        });
+    }
+
+    /// Whether what was kept is being read back.
+    pub fn state_loading(&self, loading: bool) {
+        with_local_recorder(&self.recorder, || {
+            gauge!(names::STATE_LOADING).set(if loading { 1.0 } else { 0.0 });
+        });
+    }
+
+    /// How many entries have been read back.
+    pub fn state_loaded(&self, entries: u64) {
+        with_local_recorder(&self.recorder, || {
+            gauge!(names::STATE_LOADED).set(entries as f64);
+        });
+    }
+
+    /// So many entries were written down.
+    pub fn state_wrote(&self, entries: usize) {
+        with_local_recorder(&self.recorder, || {
+            counter!(names::STATE_WRITTEN).increment(entries as u64);
+        });
+    }
+
+    /// Every change before this moment has been written down, and it takes so many bytes.
+    pub fn state_written(&self, bytes: u64, up_to: Time) {
+        self.written_up_to.store(up_to.as_nanos(), Ordering::Relaxed);
+        with_local_recorder(&self.recorder, || {
+            gauge!(names::STATE_BYTES).set(bytes as f64);
+        });
+    }
+
+    /// How far what is written down is behind, where anything is.
+    pub fn state_behind(&self, entries: usize, now: Time) {
+        let up_to = self.written_up_to.load(Ordering::Relaxed);
+        if up_to == 0 {
+            return;
+        }
+        let late = if entries == 0 { Duration::ZERO } else { now.since(Time::from_nanos(up_to)) };
+        with_local_recorder(&self.recorder, || {
+            gauge!(names::STATE_BEHIND).set(entries as f64);
+            gauge!(names::STATE_BEHIND_SECONDS).set(late.as_secs_f64());
         });
     }
 
@@ -325,6 +386,12 @@ mod names {
     pub(super) const ENTRIES: &str = "postpone_table_entries";
     pub(super) const TURNED_AWAY: &str = "postpone_table_turned_away_total";
     pub(super) const EVICTED: &str = "postpone_table_evicted_total";
+    pub(super) const STATE_LOADING: &str = "postpone_state_loading";
+    pub(super) const STATE_LOADED: &str = "postpone_state_loaded_entries";
+    pub(super) const STATE_WRITTEN: &str = "postpone_state_written_total";
+    pub(super) const STATE_BYTES: &str = "postpone_state_bytes";
+    pub(super) const STATE_BEHIND: &str = "postpone_state_behind_entries";
+    pub(super) const STATE_BEHIND_SECONDS: &str = "postpone_state_behind_seconds";
     pub(super) const FAILURES: &str = "postpone_failures_total";
     pub(super) const STRESS: &str = "postpone_policy_requests_under_stress_total";
     pub(super) const RELOADS: &str = "postpone_reloads_total";
@@ -338,6 +405,13 @@ fn describe() {
     describe_gauge!(names::SESSIONS, "SMTP sessions open now");
     describe_gauge!(names::ENTRIES, "Entries of each table");
     describe_counter!(names::TURNED_AWAY, "New entries a full table did not store");
+    describe_counter!(names::EVICTED, "Entries of a full table that made room for new ones");
+    describe_gauge!(names::STATE_LOADING, "1 while what was kept is being read back");
+    describe_gauge!(names::STATE_LOADED, "Entries that were read back at the start");
+    describe_counter!(names::STATE_WRITTEN, "Entries written to disk");
+    describe_gauge!(names::STATE_BYTES, "Bytes that state takes on disk");
+    describe_gauge!(names::STATE_BEHIND, "Changed entries that are not on disk yet");
+    describe_gauge!(names::STATE_BEHIND_SECONDS, "How long the oldest change has waited at most");
     describe_counter!(names::FAILURES, "Our own trouble, in which the mail passes");
     describe_counter!(names::STRESS, "Policy requests of a Postfix that is short of processes");
     describe_counter!(names::RELOADS, "Attempts to read the settings again");

@@ -5,7 +5,7 @@ pub mod read;
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -125,8 +125,10 @@ impl Default for Control {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct State {
-    /// Where state is kept on disk.
-    pub path: OrNone<NotYet>,
+    /// The folder where state is kept.
+    pub path: OrNone<Folder>,
+    /// How late a change is on disk at most, if the disk keeps up.
+    pub flush: Span,
     /// Client networks that each table of clients may hold.
     pub max_clients: u32,
     /// Triplets, pending and passed together.
@@ -135,17 +137,59 @@ pub struct State {
 
 impl Default for State {
     fn default() -> Self {
-        Self { path: OrNone::None, max_clients: 1_000_000, max_triplets: 10_000_000 }
+        Self {
+            path: OrNone::Some(Folder("/var/lib/postpone".into())),
+            flush: Span::secs(1),
+            max_clients: 1_000_000,
+            max_triplets: 10_000_000,
+        }
     }
 }
 
 impl State {
     fn check(&self) -> Vec<Complaint> {
-        [("max_clients", self.max_clients), ("max_triplets", self.max_triplets)]
-            .into_iter()
-            .filter(|(_, max)| *max < 1_000)
-            .map(|(key, max)| Complaint::error(key, format!("expected at least 1000, not {max}")))
-            .collect()
+        let mut complaints = Vec::new();
+        if self.flush < SHORTEST_FLUSH || self.flush > LONGEST_FLUSH {
+            let message = format!("expected {SHORTEST_FLUSH} to {LONGEST_FLUSH}");
+            complaints.push(Complaint::error("flush", message));
+        }
+        for (key, max) in [("max_clients", self.max_clients), ("max_triplets", self.max_triplets)] {
+            if max < 1_000 {
+                let message = format!("expected at least 1000, not {max}");
+                complaints.push(Complaint::error(key, message));
+            }
+        }
+        complaints
+    }
+}
+
+const SHORTEST_FLUSH: Span = Span::millis(10);
+const LONGEST_FLUSH: Span = Span::secs(60);
+
+/// An absolute path of a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// The path.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl FromStr for Folder {
+    type Err = Expected;
+
+    fn from_str(text: &str) -> Result<Self, Expected> {
+        let path = PathBuf::from(text);
+        let absolute = path.is_absolute().then_some(Self(path));
+        absolute.ok_or_else(|| Expected::new("an absolute path of a folder"))
+    }
+}
+
+impl std::fmt::Display for Folder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.display().fmt(f)
     }
 }
 
@@ -157,7 +201,7 @@ impl FromStr for NotYet {
     type Err = Expected;
 
     fn from_str(_: &str) -> Result<Self, Expected> {
-        Err(Expected::new("nothing else yet: this version keeps everything in memory"))
+        Err(Expected::new("nothing else yet: this version has no control socket"))
     }
 }
 
@@ -227,8 +271,10 @@ impl Settings {
         let (mut reader, mut root) = Reader::open(text);
         let server = reader.section(&mut root, "server", Server::check);
         let listen = reader.list(&mut root, "listen", listen::Params::check);
-        let named = root.get("control").and_then(|control| control.get_ref().get("http"));
-        let http_is_named = named.is_some();
+        let named = |section, key| {
+            root.get(section).is_some_and(|section| section.get_ref().get(key).is_some())
+        };
+        let named = Named { http: named("control", "http"), state: named("state", "path") };
         let control = reader.section(&mut root, "control", |_: &Control| Vec::new());
         let client = reader.section(&mut root, "client", ClientParams::check);
         let access = reader.section(&mut root, "access", |params: &access::Params| {
@@ -265,7 +311,7 @@ impl Settings {
             state,
             log,
         };
-        Ok(Checked { settings, report, http_is_named })
+        Ok(Checked { settings, report, named })
     }
 
     /// The same settings as TOML, every key spelled out.
@@ -394,8 +440,18 @@ pub struct Checked {
     pub settings: Settings,
     /// Warnings.
     pub report: read::Report,
-    /// Whether the file names an address for metrics; at its default they can be done without.
-    pub http_is_named: bool,
+    /// What it cannot be served without.
+    pub named: Named,
+}
+
+/// What the file names itself. At its default each of these can be done without, where it cannot
+/// be had.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Named {
+    /// The address of metrics.
+    pub http: bool,
+    /// The folder of state.
+    pub state: bool,
 }
 
 /// Settings that cannot be used, and why.

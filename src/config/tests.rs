@@ -96,8 +96,20 @@ fn an_empty_list_of_limits_means_none_and_a_missing_one_the_built_in() {
 #[test]
 fn parts_that_do_not_exist_yet_can_only_be_turned_off() {
     assert_eq!(mistakes("[state]\npath = \"none\"\n[control]\nsocket = \"none\"\n"), [""; 0]);
-    let found = mistakes("[state]\npath = \"/var/lib/postpone\"\n");
-    assert!(found[0].contains("2:8: error: state.path: expected nothing else yet"), "{found:?}");
+    let found = mistakes("[control]\nsocket = \"/run/postpone/control.sock\"\n");
+    assert!(found[0].contains("2:10: error: control.socket: expected nothing else"), "{found:?}");
+}
+
+#[test]
+fn a_state_folder_is_an_absolute_path_and_a_flush_neither_idle_nor_endless() {
+    for (line, expected) in [
+        ("path = \"postpone\"", "2:8: error: state.path: expected an absolute path of a folder"),
+        ("flush = \"1ms\"", "2:9: error: state.flush: expected 10ms to 1m"),
+        ("flush = \"2m\"", "2:9: error: state.flush: expected 10ms to 1m"),
+    ] {
+        let found = mistakes(&format!("[state]\n{line}\n"));
+        assert!(found[0].contains(expected), "{found:?}");
+    }
 }
 
 #[test]

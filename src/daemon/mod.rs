@@ -20,8 +20,8 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use self::log::Logging;
-use crate::clock::SystemClock;
-use crate::config::{Control, Settings, Unusable};
+use crate::clock::{Clock, SystemClock};
+use crate::config::{self, Control, Named, Settings, Unusable};
 use crate::engine::Engine;
 use crate::front::address::Address;
 use crate::front::listen::{self, Protocol};
@@ -30,6 +30,9 @@ use crate::front::{http, milter, policyd};
 use crate::meter::key::Secret;
 use crate::policy::Memory;
 use crate::setting::{OrNone, Severity};
+use crate::store::Fault;
+use crate::store::folder::{Folder, Refused};
+use crate::store::keeper::Keeper;
 use crate::telemetry::Failure;
 
 /// Exit codes of sysexits.h.
@@ -38,6 +41,8 @@ pub mod exit {
     pub const SYSTEM: u8 = 71;
     /// EX_CANTCREAT: a socket could not be made.
     pub const SOCKET: u8 = 73;
+    /// EX_IOERR: the state cannot be used, or was not saved.
+    pub const STATE: u8 = 74;
     /// EX_CONFIG: the settings cannot be used.
     pub const SETTINGS: u8 = 78;
 }
@@ -47,6 +52,8 @@ pub mod exit {
 enum Trouble {
     Settings(String),
     Socket(String, io::Error),
+    State(String, Refused),
+    Unsaved(Fault),
     System(&'static str, io::Error),
 }
 
@@ -55,6 +62,7 @@ impl Trouble {
         match self {
             Self::Settings(_) => exit::SETTINGS,
             Self::Socket(..) => exit::SOCKET,
+            Self::State(..) | Self::Unsaved(_) => exit::STATE,
             Self::System(..) => exit::SYSTEM,
         }
     }
@@ -65,6 +73,8 @@ impl Display for Trouble {
         match self {
             Self::Settings(what) => write!(f, "{what}"),
             Self::Socket(address, error) => write!(f, "cannot listen on {address}: {error}"),
+            Self::State(path, refused) => write!(f, "cannot keep state in {path}: {refused}"),
+            Self::Unsaved(fault) => write!(f, "state was not saved to its end: {fault}"),
             Self::System(what, error) => write!(f, "{what}: {error}"),
         }
     }
@@ -80,19 +90,10 @@ const SWEEP_PARTS: usize = 32;
 /// Descriptors kept for what is no session: sockets, logs, lists, metrics.
 const SPARE_DESCRIPTORS: u64 = 128;
 
-/// Whether mail is served without metrics, where their address cannot be had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Metrics {
-    /// It is not: the settings name the address.
-    Required,
-    /// It is: nobody has asked for the default address.
-    IfTheyCanBe,
-}
-
 /// Serves until told to stop.
-pub fn serve(settings: Settings, metrics: Metrics, file: PathBuf) -> ExitCode {
+pub fn serve(settings: Settings, named: Named, file: PathBuf) -> ExitCode {
     let logging = Logging::start(&settings.log);
-    let code = match run(settings, metrics, &file, &logging) {
+    let code = match run(settings, named, &file, &logging) {
         Ok(()) => 0,
         Err(trouble) => {
             error!("{trouble}");
@@ -103,22 +104,24 @@ pub fn serve(settings: Settings, metrics: Metrics, file: PathBuf) -> ExitCode {
     code.into()
 }
 
-fn run(
-    settings: Settings,
-    metrics: Metrics,
-    file: &Path,
-    logging: &Logging,
-) -> Result<(), Trouble> {
+fn run(settings: Settings, named: Named, file: &Path, logging: &Logging) -> Result<(), Trouble> {
     let system = |what| move |error| Trouble::System(what, error);
     let max_sessions = raise_descriptors();
-    let engine = build(&settings).map_err(system("no random numbers"))??;
     let sockets = bind(&settings)?;
-    let desk = Arc::new(policyd::Desk::new(engine.memory().secret()));
-    let metrics = bind_metrics(&settings.control, metrics)?;
+    let metrics = bind_metrics(&settings.control, named)?;
+    let folder = open_state(&settings.state, named)?;
+    let secret = match &folder {
+        Some(folder) => folder.secret().clone(),
+        None => random_secret().map_err(system("no random numbers"))?,
+    };
+    let engine = build(&settings, &secret)?;
+    let desk = Arc::new(policyd::Desk::new(&secret));
     let main = runtime::Builder::new_current_thread().enable_all().build();
     let main = main.map_err(system("cannot start a runtime"))?;
     let _inside = main.enter();
     let mut signals = Signals::new().map_err(system("cannot watch signals"))?;
+    let keeper = folder.map(|folder| keep(folder, &engine, &settings.state)).transpose();
+    let keeper = keeper.map_err(system("cannot start the state's thread"))?;
     let (stop, stopping) = watch::channel(false);
     let mut workers = Vec::new();
     for number in 0..settings.server.workers {
@@ -142,12 +145,25 @@ fn run(
         info!(%address, ?protocol, "listening");
     }
     info!(version = env!("CARGO_PKG_VERSION"), file = %file.display(), max_sessions, "serving");
-    main.block_on(attend(&mut signals, &settings, file, &engine, logging, &workers));
+    let told = main.block_on(attend(&mut signals, &settings, file, &engine, logging, &workers));
     info!("stopping: running sessions may finish within {}", settings.server.grace);
     let _ = stop.send(true);
-    main.block_on(drain(&mut signals, &workers));
+    main.block_on(until(&mut signals, || workers.iter().all(JoinHandle::is_finished)));
+    if let Some(keeper) = keeper {
+        keeper.stop();
+        main.block_on(until(&mut signals, || keeper.is_finished()));
+        if keeper.is_finished() {
+            keeper.finish().map_err(Trouble::Unsaved)?;
+        } else {
+            warn!("state was not saved to its end: told to stop once more");
+        }
+    }
     for worker in workers.into_iter().filter(JoinHandle::is_finished) {
         match worker.join() {
+            Ok(Ok(())) if told == Told::ByAWorker => {
+                let error = io::Error::other("it ended by itself");
+                return Err(Trouble::System("a worker failed", error));
+            }
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(Trouble::System("a worker failed", error)),
             Err(_) => {
@@ -166,17 +182,47 @@ fn run(
     Ok(())
 }
 
-fn build(settings: &Settings) -> io::Result<Result<Arc<Engine>, Trouble>> {
+/// Takes the folder of state, if there is to be one.
+fn open_state(state: &config::State, named: Named) -> Result<Option<Folder>, Trouble> {
+    let OrNone::Some(path) = &state.path else { return Ok(None) };
+    match Folder::open(path.path(), SystemClock.now()) {
+        Ok(folder) => {
+            for aside in folder.was_set_aside() {
+                error!(aside, "state is damaged and was set aside");
+            }
+            Ok(Some(folder))
+        }
+        // At its default it can be done without; but never beside another daemon, or over what a
+        // later version knows.
+        Err(Refused::Unable(what, why)) if !named.state => {
+            warn!(%path, "no state is kept: cannot {what}: {why}");
+            Ok(None)
+        }
+        Err(refused) => Err(Trouble::State(path.to_string(), refused)),
+    }
+}
+
+fn keep(folder: Folder, engine: &Arc<Engine>, state: &config::State) -> io::Result<Keeper> {
+    let tables = engine.memory().kept().map(|(name, _)| name).collect();
+    let home = Box::new(folder.with_tables(tables));
+    Keeper::start(home, engine.clone(), state.flush.duration())
+}
+
+fn random_secret() -> io::Result<Secret> {
     let mut secret = [0; 16];
     rustix::rand::getrandom(&mut secret, rustix::rand::GetRandomFlags::empty())?;
-    let memory = Memory::new(&Secret::new(secret), settings.bounds());
-    Ok(match settings.policy(&memory) {
+    Ok(Secret::new(secret))
+}
+
+fn build(settings: &Settings, secret: &Secret) -> Result<Arc<Engine>, Trouble> {
+    let memory = Memory::new(secret, settings.bounds());
+    match settings.policy(&memory) {
         Ok(policy) => Ok(Engine::new(Box::new(SystemClock), memory, policy)),
         Err(complaints) => {
             let messages: Vec<_> = complaints.into_iter().map(|c| c.message).collect();
             Err(Trouble::Settings(messages.join("; ")))
         }
-    })
+    }
 }
 
 fn bind(settings: &Settings) -> Result<Vec<(Bound, listen::Params)>, Trouble> {
@@ -187,14 +233,11 @@ fn bind(settings: &Settings) -> Result<Vec<(Bound, listen::Params)>, Trouble> {
     settings.listen.iter().map(bind).collect()
 }
 
-fn bind_metrics(
-    control: &Control,
-    metrics: Metrics,
-) -> Result<Option<std::net::TcpListener>, Trouble> {
+fn bind_metrics(control: &Control, named: Named) -> Result<Option<std::net::TcpListener>, Trouble> {
     let OrNone::Some(address) = control.http else { return Ok(None) };
     match http::bind(address) {
         Ok(listener) => Ok(Some(listener)),
-        Err(error) if metrics == Metrics::IfTheyCanBe => {
+        Err(error) if !named.http => {
             warn!(http = %address, %error, "no metrics: the default address cannot be had");
             Ok(None)
         }
@@ -270,6 +313,16 @@ impl Signals {
     }
 }
 
+/// Why it is time to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    /// Somebody wants it.
+    BySignal,
+    /// A worker ended before it was told to: something is badly wrong. The whole daemon ends, and
+    /// the service manager starts it again.
+    ByAWorker,
+}
+
 /// Reloads and sweeps until it is time to stop.
 async fn attend(
     signals: &mut Signals,
@@ -278,13 +331,13 @@ async fn attend(
     engine: &Engine,
     logging: &Logging,
     workers: &[JoinHandle<io::Result<()>>],
-) {
+) -> Told {
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     let mut lost_lines = 0;
     loop {
         tokio::select! {
-            _ = signals.terminate.recv() => return,
-            _ = signals.interrupt.recv() => return,
+            _ = signals.terminate.recv() => return Told::BySignal,
+            _ = signals.interrupt.recv() => return Told::BySignal,
             _ = signals.hangup.recv() => reload(settings, file, engine, logging),
             _ = sweep.tick() => {
                 engine.sweep(SWEEP_PARTS);
@@ -294,21 +347,18 @@ async fn attend(
                     engine.failed(Failure::Log, &detail);
                     lost_lines = lost;
                 }
-                // A worker ends before it is told to only when something is badly wrong: then the
-                // whole daemon ends, and the service manager starts it again.
                 if workers.iter().any(JoinHandle::is_finished) {
-                    return;
+                    return Told::ByAWorker;
                 }
             }
         }
     }
 }
 
-/// Waits for the workers' sessions to end. Metrics are still served; told to stop once more, nobody
-/// is waited for.
-async fn drain(signals: &mut Signals, workers: &[JoinHandle<io::Result<()>>]) {
+/// Waits for an end. Metrics are still served; told to stop once more, nothing is waited for.
+async fn until(signals: &mut Signals, ended: impl Fn() -> bool) {
     let mut look = tokio::time::interval(Duration::from_millis(20));
-    while !workers.iter().all(JoinHandle::is_finished) {
+    while !ended() {
         tokio::select! {
             _ = signals.terminate.recv() => return,
             _ = signals.interrupt.recv() => return,

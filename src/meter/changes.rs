@@ -15,6 +15,8 @@ pub struct Changes {
     stripes: Box<[Mutex<HashTable<Key>>]>,
     noted: AtomicUsize,
     missed: AtomicBool,
+    /// Whether anybody will look.
+    wanted: AtomicBool,
 }
 
 /// How many keys are noted at most: a hundred seconds of five thousand new ones.
@@ -29,19 +31,28 @@ impl Default for Changes {
             stripes: (0..STRIPES).map(|_| Mutex::new(HashTable::new())).collect(),
             noted: AtomicUsize::new(0),
             missed: AtomicBool::new(false),
+            wanted: AtomicBool::new(false),
         }
     }
 }
 
 impl Changes {
+    /// Somebody will look: from now on, changes are noted.
+    pub fn begin(&self) {
+        self.wanted.store(true, Ordering::Relaxed);
+    }
+
     /// The record under this key is not what it was.
     pub fn note(&self, key: Key) {
+        if !self.wanted.load(Ordering::Relaxed) {
+            return;
+        }
         let mut stripe = lock(&self.stripes[key.place_in(STRIPES)]);
         if stripe.find(key.hash(), |noted| *noted == key).is_some() {
             return;
         }
         if self.noted.load(Ordering::Relaxed) >= MOST {
-            self.missed.store(true, Ordering::Relaxed);
+            self.miss();
             return;
         }
         stripe.insert_unique(key.hash(), key, |key| key.hash());
@@ -72,6 +83,11 @@ impl Changes {
         self.len() == 0
     }
 
+    /// There was a change that could not be noted.
+    pub fn miss(&self) {
+        self.missed.store(true, Ordering::Relaxed);
+    }
+
     /// Whether there was a change that could not be noted, since this was last asked.
     pub fn missed(&self) -> bool {
         self.missed.swap(false, Ordering::Relaxed)
@@ -94,6 +110,7 @@ mod tests {
     #[test]
     fn a_key_that_changes_often_is_noted_once() {
         let changes = Changes::default();
+        changes.begin();
         [1, 2, 1, 1].into_iter().for_each(|n| changes.note(key(n)));
         assert_eq!(changes.len(), 2);
         assert_eq!(changes.take(usize::MAX).len(), 2);
@@ -103,6 +120,7 @@ mod tests {
     #[test]
     fn what_is_beyond_the_bound_is_noted_as_missed_and_takes_no_memory() {
         let changes = Changes::default();
+        changes.begin();
         (0..MOST + 10).for_each(|n| changes.note(key(n)));
         assert_eq!(changes.len(), MOST);
         assert!(changes.missed());

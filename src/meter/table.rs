@@ -305,6 +305,9 @@ pub trait Kept: Send + Sync {
 
     /// Says whether everything has been read again; see [`Table::is_whole`].
     fn set_whole(&self, whole: bool);
+
+    /// How many entries there are, as of a moment ago.
+    fn entries(&self) -> usize;
 }
 
 impl<R: Stored> Kept for Table<R> {
@@ -346,6 +349,10 @@ impl<R: Stored> Kept for Table<R> {
 
     fn set_whole(&self, whole: bool) {
         self.whole.store(whole, Ordering::Relaxed);
+    }
+
+    fn entries(&self) -> usize {
+        self.len()
     }
 }
 

@@ -19,6 +19,11 @@ impl Span {
         Self(Duration::from_secs(secs))
     }
 
+    /// A span of milliseconds.
+    pub const fn millis(millis: u64) -> Self {
+        Self(Duration::from_millis(millis))
+    }
+
     /// The span as the standard library's type.
     pub const fn duration(self) -> Duration {
         self.0

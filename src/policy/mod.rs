@@ -21,6 +21,7 @@ use self::decision::{Decision, Reason, Refusal};
 use self::signal::{Context, Ledger, Round, Signal};
 use self::standing::Standing;
 use crate::clock::Time;
+use crate::meter::changes::Changes;
 use crate::meter::key::{KeyMaker, Secret};
 use crate::meter::table::{Kept, Size};
 use crate::setting::Complaint;
@@ -70,6 +71,17 @@ impl Memory {
     /// What every table has come to, by its name.
     pub fn sizes(&self) -> impl Iterator<Item = (&'static str, Size)> {
         self.limits.sizes().into_iter().chain(self.greylist.sizes())
+    }
+
+    /// Entries that outlive the process.
+    pub fn kept_entries(&self) -> usize {
+        self.kept().map(|(_, table)| table.entries()).sum()
+    }
+
+    /// Changes that have not been written down yet.
+    pub fn behind(&self) -> usize {
+        let behind = |(_, table): (_, Arc<dyn Kept>)| table.changes().map_or(0, Changes::len);
+        self.kept().map(behind).sum()
     }
 
     /// What outlives the process, by the table's name: what is missed most comes first.

@@ -5,9 +5,13 @@
 //! stalls makes that thread wait and nobody else.
 
 pub mod disk;
+pub mod folder;
+pub mod keeper;
 
 use std::fmt::{self, Display, Formatter};
 use std::io;
+
+use crate::clock::Time;
 
 /// A key as it lies on disk. Keys are evenly spread.
 pub type RawKey = [u8; 16];
@@ -65,4 +69,13 @@ pub trait Backend: Send + Sync {
 
     /// Bytes it takes on disk.
     fn bytes(&self) -> u64;
+}
+
+/// Where a backend lives.
+pub trait Home: Send + Sync {
+    /// Opens it; a missing one is made.
+    fn open(&self) -> Result<Box<dyn Backend>, Fault>;
+
+    /// Moves what is damaged out of the way, and says where to. It must not be open.
+    fn set_aside(&self, now: Time) -> io::Result<String>;
 }

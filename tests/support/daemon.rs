@@ -243,14 +243,12 @@ fn settings(listen: &str, http: SocketAddr, policy: &str) -> String {
     };
     format!(
         r#"{policy}
-{access}{greylist}{server}{listen}
-[state]
-path = "none"
-{control}{log}"#,
+{access}{greylist}{server}{listen}{state}{control}{log}"#,
         access = unless_said("access", "allow = []"),
         greylist = unless_said("greylist", "mode = \"off\""),
         control = unless_said("control", &format!("http = \"{http}\"\nsocket = \"none\"")),
         log = unless_said("log", "format = \"text\""),
+        state = unless_said("state", "path = \"none\""),
         server = unless_said("server", &format!("hostname = \"{HOSTNAME}\"")),
     )
 }

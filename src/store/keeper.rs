@@ -1,0 +1,551 @@
+//! Writing behind, and reading again at the start.
+//!
+//! One thread owns the backend. At the start it reads everything back, the most telling tables
+//! first, while mail is served; what changes meanwhile is joined with what was known before it is
+//! written. From then on it writes what has changed, once a `flush`. When it is told to stop it
+//! writes the rest, and those tables that are only kept for a restart.
+//!
+//! Nothing here makes the mail path wait: a backend that is slow, full or broken makes changes
+//! pile up in [`Changes`](crate::meter::changes::Changes), and that is all.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use tracing::{error, info, warn};
+
+use super::{Backend, Change, Fault, Home, RawKey};
+use crate::engine::Engine;
+use crate::meter::key::Key;
+use crate::meter::table::{Kept, Restored};
+use crate::telemetry::Failure;
+
+/// Entries of one commit: enough to be worth its wait for the disk, few enough to be held twice.
+const BATCH: usize = 16_384;
+
+/// Threads that read at the start. There is no use for more than the disk and the tables bear.
+const READERS: usize = 2;
+
+/// After so many flushes a backend that could not be used is tried once more; twice as many after
+/// each time that fails, up to the most.
+const FIRST_RETRY: u32 = 2;
+const LAST_RETRY: u32 = 64;
+
+/// How many flushes pass between two looks at the space that is taken.
+const LOOK_AT_SPACE: u32 = 60;
+
+/// Bytes on disk for one entry, and for all that is not entries, beyond which space is given back:
+/// some three times what they take when nothing is wasted.
+const BYTES_AN_ENTRY: u64 = 128;
+const BYTES_BESIDES: u64 = 128 << 20;
+
+/// What the thread is told.
+enum Message {
+    /// Write the rest and end.
+    Stop,
+    /// A reader has nothing more to read.
+    ReaderEnded,
+}
+
+/// The thread that keeps memory on disk.
+pub struct Keeper {
+    messages: Sender<Message>,
+    thread: JoinHandle<Result<(), Fault>>,
+}
+
+impl Keeper {
+    /// Begins to read what was kept, and to write what changes. Until a table has been read,
+    /// [`Kept::set_whole`] says so.
+    pub fn start(home: Box<dyn Home>, engine: Arc<Engine>, flush: Duration) -> io::Result<Self> {
+        let tables: Vec<_> = engine.memory().kept().collect();
+        for (_, table) in &tables {
+            table.set_whole(false);
+            table.changes().inspect(|changes| changes.begin());
+        }
+        engine.telemetry().state_written(0, engine.now());
+        let (sender, messages) = mpsc::channel();
+        let writer = Writer {
+            home,
+            books: Books { engine, tables, writing: Mutex::new(()) },
+            flush,
+            sender: sender.clone(),
+            messages,
+            known: Known::Unread,
+            compactor: None,
+        };
+        let thread = thread::Builder::new().name("state".into()).spawn(move || writer.run())?;
+        Ok(Self { messages: sender, thread })
+    }
+
+    /// Tells it to write the rest and end.
+    pub fn stop(&self) {
+        // It has ended already if nobody listens.
+        let _ = self.messages.send(Message::Stop);
+    }
+
+    /// Whether it has ended.
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Waits for its end; says why not everything was written, if so.
+    pub fn finish(self) -> Result<(), Fault> {
+        self.stop();
+        let panicked = |_| Err(Fault::Unable(io::Error::other("the state's thread panicked")));
+        self.thread.join().unwrap_or_else(panicked)
+    }
+}
+
+/// How much of what was kept is known again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Known {
+    /// It has not been read, or not to its end.
+    Unread,
+    /// All of it.
+    Whole,
+    /// All that could be read; the rest was set aside. What is known is to be written anew.
+    Salvaged,
+}
+
+struct Writer {
+    home: Box<dyn Home>,
+    books: Books,
+    flush: Duration,
+    sender: Sender<Message>,
+    messages: Receiver<Message>,
+    known: Known,
+    compactor: Option<JoinHandle<()>>,
+}
+
+/// What the readers have in common with the writer.
+struct Books {
+    engine: Arc<Engine>,
+    tables: Vec<(&'static str, Arc<dyn Kept>)>,
+    /// Held while something is committed that was looked up in memory before.
+    writing: Mutex<()>,
+}
+
+type Opened = Arc<dyn Backend>;
+
+impl Writer {
+    fn run(mut self) -> Result<(), Fault> {
+        let mut backend = None;
+        let (mut next_try, mut pause, mut flushes) = (0, FIRST_RETRY, 0_u32);
+        let mut stopping = false;
+        while !stopping {
+            if backend.is_none() && flushes >= next_try {
+                match self.open() {
+                    Ok(opened) => (backend, pause) = (Some(opened), FIRST_RETRY),
+                    Err(fault) => {
+                        self.trouble("cannot be opened", &fault);
+                        self.everything_is_whole();
+                        next_try = flushes.saturating_add(pause);
+                        pause = (pause * 2).min(LAST_RETRY);
+                    }
+                }
+            }
+            if let Some(opened) = &backend
+                && let Err(fault) = self.work(opened, &mut stopping)
+            {
+                self.trouble("cannot be written", &fault);
+                backend = None;
+                next_try = flushes.saturating_add(pause);
+                self.put_right(&fault);
+            }
+            stopping = stopping || self.told_to_stop(self.flush);
+            flushes = flushes.saturating_add(1);
+            if let Some(opened) = &backend
+                && flushes.is_multiple_of(LOOK_AT_SPACE)
+            {
+                self.look_at_space(opened);
+            }
+        }
+        let saved = match backend {
+            Some(opened) => self.finish(&opened),
+            None => self.open().and_then(|opened| self.finish(&opened)),
+        };
+        if let Err(fault) = &saved {
+            self.trouble("cannot be saved", fault);
+        }
+        saved
+    }
+
+    /// Opens the backend; one that is damaged as a whole is set aside, and another begun.
+    fn open(&mut self) -> Result<Opened, Fault> {
+        match self.try_to_open() {
+            Err(Fault::Damaged(what)) => {
+                self.set_aside(&what)?;
+                self.try_to_open()
+            }
+            other => other,
+        }
+    }
+
+    fn try_to_open(&self) -> Result<Opened, Fault> {
+        let opened = catch_unwind(AssertUnwindSafe(|| self.home.open()));
+        let panicked = |_| Err(Fault::Damaged("reading it panicked".into()));
+        opened.unwrap_or_else(panicked).map(Arc::from)
+    }
+
+    fn set_aside(&mut self, what: &str) -> Result<(), Fault> {
+        let aside = self.home.set_aside(self.books.engine.now()).map_err(Fault::Unable)?;
+        error!(aside, what, "state is damaged and was set aside; what could be read is kept");
+        self.known = Known::Salvaged;
+        Ok(())
+    }
+
+    /// Reads what was not read yet, and writes what has changed.
+    fn work(&mut self, backend: &Opened, stopping: &mut bool) -> Result<(), Fault> {
+        match self.known {
+            Known::Unread => {
+                *stopping = self.read_everything(&**backend)?;
+                if !*stopping {
+                    self.known = Known::Whole;
+                }
+            }
+            Known::Salvaged => {
+                self.everything_is_whole();
+                self.write_everything(&**backend, |_| true)?;
+                self.known = Known::Whole;
+            }
+            Known::Whole => {}
+        }
+        self.write_changes(&**backend)?;
+        // Not a short-circuit: each must be asked.
+        let missed: Vec<bool> =
+            self.books.tables.iter().map(|(_, table)| missed(&**table)).collect();
+        if missed.contains(&true) {
+            warn!("more has changed than could be noted: state is written as a whole");
+            for ((name, table), _) in
+                self.books.tables.iter().zip(missed).filter(|(_, missed)| *missed)
+            {
+                let rewritten = self
+                    .write_table(&**backend, name, &**table)
+                    .and_then(|()| self.remove_unknown(&**backend, name, &**table));
+                if rewritten.is_err() {
+                    table.changes().inspect(|changes| changes.miss());
+                }
+                rewritten?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what has changed, and what is only kept for a restart.
+    fn finish(&mut self, backend: &Opened) -> Result<(), Fault> {
+        let begun = self.books.engine.now();
+        if self.known == Known::Salvaged {
+            self.write_everything(&**backend, |_| true)?;
+        }
+        self.write_changes(&**backend)?;
+        self.write_everything(&**backend, |table| table.changes().is_none())?;
+        info!(took = ?self.books.engine.now().since(begun), "state saved");
+        Ok(())
+    }
+
+    /// What a fault while writing leaves to be done.
+    fn put_right(&mut self, fault: &Fault) {
+        if let Fault::Damaged(what) = fault
+            && let Err(fault) = self.set_aside(what)
+        {
+            self.trouble("cannot be set aside", &fault);
+        }
+        self.everything_is_whole();
+    }
+
+    fn trouble(&self, what: &str, fault: &Fault) {
+        self.books.engine.failed(Failure::State, &format_args!("state {what}: {fault}"));
+    }
+
+    /// There is nothing to wait for.
+    fn everything_is_whole(&self) {
+        self.books.tables.iter().for_each(|(_, table)| table.set_whole(true));
+        self.books.engine.telemetry().state_loading(false);
+    }
+
+    /// Waits for so long, and says whether it is time to stop.
+    fn told_to_stop(&self, at_most: Duration) -> bool {
+        match self.messages.recv_timeout(at_most) {
+            Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => true,
+            Ok(Message::ReaderEnded) | Err(RecvTimeoutError::Timeout) => false,
+        }
+    }
+
+    /// What is to be written of these keys. While not everything has been read back, they are first
+    /// joined with what is kept of them.
+    fn changes(
+        &self,
+        backend: &dyn Backend,
+        name: &'static str,
+        table: &dyn Kept,
+        keys: &[Key],
+    ) -> Result<Vec<Change>, Fault> {
+        let mut changes = Vec::with_capacity(keys.len());
+        for key in keys {
+            let raw = key.to_bytes();
+            // What is gone from memory is gone.
+            if self.known == Known::Unread
+                && table.written(*key).is_some()
+                && let Some(kept) = backend.get(name, raw)?
+            {
+                table.restore(*key, &kept, self.books.engine.now());
+            }
+            changes.push(Change { table: name, key: raw, value: table.written(*key) });
+        }
+        Ok(changes)
+    }
+
+    /// Writes the newest value of all that was noted. What cannot be written stays noted.
+    fn write_changes(&self, backend: &dyn Backend) -> Result<(), Fault> {
+        let begun = self.books.engine.now();
+        for (name, table) in &self.books.tables {
+            let Some(changes) = table.changes() else { continue };
+            for _ in 0..=changes.len() / BATCH {
+                let keys = changes.take(BATCH);
+                let written = self
+                    .changes(backend, name, &**table, &keys)
+                    .and_then(|mut batch| self.books.commit(backend, &mut batch));
+                if let Err(fault) = written {
+                    keys.iter().for_each(|key| changes.note(*key));
+                    return Err(fault);
+                }
+            }
+        }
+        self.books.engine.telemetry().state_written(backend.bytes(), begun);
+        Ok(())
+    }
+
+    fn write_everything(
+        &self,
+        backend: &dyn Backend,
+        which: impl Fn(&dyn Kept) -> bool,
+    ) -> Result<(), Fault> {
+        for (name, table) in self.books.tables.iter().filter(|(_, table)| which(&**table)) {
+            self.write_table(backend, name, &**table)?;
+        }
+        Ok(())
+    }
+
+    /// Writes all of a table, and what changes meanwhile in between.
+    fn write_table(
+        &self,
+        backend: &dyn Backend,
+        name: &'static str,
+        table: &dyn Kept,
+    ) -> Result<(), Fault> {
+        let mut batch = Vec::with_capacity(BATCH);
+        for part in 0..table.parts() {
+            batch.extend(self.changes(backend, name, table, &table.keys(part))?);
+            if batch.len() >= BATCH {
+                self.books.commit(backend, &mut batch)?;
+                self.write_changes(backend)?;
+            }
+        }
+        self.books.commit(backend, &mut batch)
+    }
+
+    /// Removes what is kept of a table and not in it.
+    fn remove_unknown(
+        &self,
+        backend: &dyn Backend,
+        name: &'static str,
+        table: &dyn Kept,
+    ) -> Result<(), Fault> {
+        for first_byte in 0..=u8::MAX {
+            let mut keys = Vec::new();
+            backend.scan(name, first_byte, &mut |key, _| keys.push(key))?;
+            self.books.remove_if_unknown(backend, name, table, &keys)?;
+        }
+        Ok(())
+    }
+
+    /// Reads all tables back while what changes is written; returns whether it was told to stop.
+    fn read_everything(&mut self, backend: &dyn Backend) -> Result<bool, Fault> {
+        let begun = self.books.engine.now();
+        self.books.engine.telemetry().state_loading(true);
+        let reading = Reading::new(self.books.tables.len());
+        let (books, sender) = (&self.books, &self.sender);
+        let read = || {
+            let slices = AssertUnwindSafe(|| books.read_slices(backend, &reading));
+            if catch_unwind(slices).is_err() {
+                reading.fault(Fault::Damaged("reading it panicked".into()));
+            }
+            // Nobody listens any more if it was told to stop.
+            let _ = sender.send(Message::ReaderEnded);
+        };
+        let stopped = thread::scope(|scope| {
+            for _ in 0..READERS {
+                scope.spawn(read);
+            }
+            let (mut readers, mut told) = (READERS, begun);
+            while readers > 0 {
+                match self.messages.recv_timeout(self.flush) {
+                    Ok(Message::ReaderEnded) => readers -= 1,
+                    Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => {
+                        reading.stop.store(true, Ordering::Relaxed);
+                        return true;
+                    }
+                    Err(RecvTimeoutError::Timeout) => {
+                        if let Err(fault) = self.write_changes(backend) {
+                            reading.fault(fault);
+                        }
+                    }
+                }
+                let entries = reading.entries.load(Ordering::Relaxed);
+                self.books.engine.telemetry().state_loaded(entries);
+                let now = self.books.engine.now();
+                if now.since(told) >= PROGRESS_EVERY {
+                    info!(entries, "loading state");
+                    told = now;
+                }
+            }
+            false
+        });
+        let entries = reading.entries.into_inner();
+        let fault = reading.fault.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if !stopped {
+            let took = self.books.engine.now().since(begun);
+            info!(entries, ?took, "state loaded");
+            self.everything_is_whole();
+        }
+        fault.map_or(Ok(stopped), Err)
+    }
+
+    /// Gives space back if much of it is wasted, on a thread of its own: it takes its time.
+    fn look_at_space(&mut self, backend: &Opened) {
+        let busy = self.compactor.as_ref().is_some_and(|thread| !thread.is_finished());
+        let entries = self.books.engine.memory().kept_entries() as u64;
+        if busy || backend.bytes() < BYTES_BESIDES + entries * BYTES_AN_ENTRY {
+            return;
+        }
+        let (backend, engine) = (backend.clone(), self.books.engine.clone());
+        let compact = move || {
+            let before = backend.bytes();
+            match backend.compact() {
+                Ok(()) => info!(before, after = backend.bytes(), "state gave back space"),
+                Err(fault) => {
+                    let detail = format_args!("state cannot be made smaller: {fault}");
+                    engine.failed(Failure::State, &detail);
+                }
+            }
+        };
+        self.compactor = thread::Builder::new().name("compact".into()).spawn(compact).ok();
+    }
+}
+
+impl Books {
+    fn commit(&self, backend: &dyn Backend, batch: &mut Vec<Change>) -> Result<(), Fault> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        backend.commit(batch)?;
+        self.engine.telemetry().state_wrote(batch.len());
+        batch.clear();
+        Ok(())
+    }
+
+    fn remove_if_unknown(
+        &self,
+        backend: &dyn Backend,
+        name: &'static str,
+        table: &dyn Kept,
+        keys: &[RawKey],
+    ) -> Result<(), Fault> {
+        for keys in keys.chunks(BATCH) {
+            // Looked up and removed under one lock: what comes to be known in between is noted,
+            // and written after this.
+            let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+            let gone = |key: &RawKey| table.written(Key::from_bytes(*key)).is_none();
+            let removal = |key: &RawKey| Change { table: name, key: *key, value: None };
+            let batch: Vec<_> = keys.iter().filter(|key| gone(key)).map(removal).collect();
+            if !batch.is_empty() {
+                backend.commit(&batch)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_slices(&self, backend: &dyn Backend, reading: &Reading) {
+        while let Some((number, first_byte)) = reading.next() {
+            let (name, table) = &self.tables[number];
+            let (mut entries, mut dropped) = (0, Vec::new());
+            let now = self.engine.now();
+            let read = backend.scan(name, first_byte, &mut |key, bytes| match table.restore(
+                Key::from_bytes(key),
+                bytes,
+                now,
+            ) {
+                Restored::Kept => entries += 1,
+                Restored::Dropped => dropped.push(key),
+            });
+            let removed = self.remove_if_unknown(backend, name, &**table, &dropped);
+            reading.entries.fetch_add(entries, Ordering::Relaxed);
+            if let Err(fault) = read.and(removed) {
+                reading.fault(fault);
+            }
+            if reading.slice_ended(number) {
+                table.set_whole(true);
+            }
+        }
+    }
+}
+
+/// How often a long load is told of.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+fn missed(table: &dyn Kept) -> bool {
+    table.changes().is_some_and(|changes| changes.missed())
+}
+
+/// How far reading has come: a slice of a table is what begins with one byte.
+struct Reading {
+    next: AtomicUsize,
+    /// Slices of each table that are still to be read.
+    left: Vec<AtomicUsize>,
+    entries: AtomicU64,
+    stop: AtomicBool,
+    /// The first that was met; one that says what is damaged goes before one that does not.
+    fault: Mutex<Option<Fault>>,
+}
+
+const SLICES: usize = 256;
+
+impl Reading {
+    fn new(tables: usize) -> Self {
+        Self {
+            next: AtomicUsize::new(0),
+            left: (0..tables).map(|_| AtomicUsize::new(SLICES)).collect(),
+            entries: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            fault: Mutex::new(None),
+        }
+    }
+
+    /// The next slice: the number of its table, and the byte.
+    fn next(&self) -> Option<(usize, u8)> {
+        if self.stop.load(Ordering::Relaxed) {
+            return None;
+        }
+        let next = self.next.fetch_add(1, Ordering::Relaxed);
+        (next < self.left.len() * SLICES).then_some((next / SLICES, (next % SLICES) as u8))
+    }
+
+    /// Whether this was the table's last one.
+    fn slice_ended(&self, table: usize) -> bool {
+        self.left[table].fetch_sub(1, Ordering::Relaxed) == 1
+    }
+
+    fn fault(&self, fault: Fault) {
+        let mut first = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        if first.is_none()
+            || matches!((&*first, &fault), (Some(Fault::Unable(_)), Fault::Damaged(_)))
+        {
+            *first = Some(fault);
+        }
+    }
+}
