@@ -6,9 +6,10 @@
 //! Who commits waits for the disk. So does [`Backend::compact`]; a scan waits at most while fjall
 //! renames a table's list of files. [`Backend::bytes`] never waits.
 //!
-//! fjall does not expect a damaged file: it panics, aborts by panicking twice, or removes what it
-//! cannot name any more. So [`examine`] looks at the files first, and [`caught`] stands around
-//! every call.
+//! fjall does not expect a damaged file. So [`examine`] looks at the files first, and [`caught`]
+//! stands around every call.
+
+mod examine;
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -28,9 +29,14 @@ use fjall::{
     AbstractTree, Database, Error, Guard, Keyspace, KeyspaceCreateOptions, LsmError,
     OwnedWriteBatch, PersistMode,
 };
-use xxhash_rust::xxh3::xxh3_128;
 
+use self::examine::{examine, journals, last_ends};
 use super::{Backend, Change, Fault, RawKey};
+
+// Memory, all tables together: CACHE_BYTES, WAIT_BYTES and once more a commit's own size, a table's
+// index in parts of 4 kB through the cache, buffers of 32 kB for each file being merged. Measured
+// with ten million entries: 5 to 20 MB after opening, 34 MB under 10,000 changes a second, 44 MB under as
+// many as it takes.
 
 /// Blocks kept in memory, bytes. Tables are read from end to end, so a cache saves nothing.
 const CACHE_BYTES: u64 = 2 << 20;
@@ -44,7 +50,7 @@ const JOURNAL_BYTES: u64 = 64 << 20;
 const OPEN_FILES: usize = 64;
 /// One sorts and merges, in turn. With a second the first spins while the second merges.
 const THREADS: usize = 1;
-/// The unit of reading: larger is no faster, and more is lost with one.
+/// The unit of reading, and what is lost with one flipped bit: some 300 entries.
 const BLOCK_BYTES: u32 = 8 << 10;
 /// Entries between two keys that are written in full.
 const RESTART: u8 = 16;
@@ -54,7 +60,7 @@ const FILE_BYTES: u64 = 64 << 20;
 /// [`FILE_BYTES`] is what a level holds before there is another above it: with both this large, ten
 /// million entries are one level, rewritten every two or three minutes at 10,000 changes a second.
 const PARTS: u8 = 16;
-/// How often a commit looks whether there is room again, and how often it does before it gives up.
+/// How often one looks whether there is room again; after five minutes one gives up.
 const LOOK: Duration = Duration::from_millis(10);
 const LOOKS: u32 = 30_000;
 /// How closely the end of a damaged part is searched for: a tenth of the distance of two keys when
@@ -67,13 +73,15 @@ pub struct Disk {
     db: Database,
     folder: PathBuf,
     bytes: AtomicU64,
+    /// What was lost when it was opened; every scan tells it.
+    lost: Option<String>,
 }
 
 impl Disk {
     /// Opens what is in the folder, or begins it. Tables that are not named stay as they are.
     pub fn open(folder: &Path, tables: &[&'static str]) -> Result<Self, Fault> {
-        examine(folder).map_err(io_fault)?;
-        let disk = caught(|| {
+        let ends = examine(folder).and_then(|()| last_ends(folder)).map_err(io_fault)?;
+        let mut disk = caught(|| {
             let db = Database::builder(folder)
                 .cache_size(CACHE_BYTES)
                 .max_cached_files(Some(OPEN_FILES))
@@ -85,8 +93,10 @@ impl Disk {
                 .iter()
                 .map(|name| Ok((*name, db.keyspace(name, options)?)))
                 .collect::<Result<_, Error>>()?;
-            Ok(Self { tables, db, folder: folder.to_owned(), bytes: AtomicU64::new(0) })
+            Ok(Self { tables, db, folder: folder.to_owned(), bytes: AtomicU64::new(0), lost: None })
         })?;
+        let cut = |(path, end): &(PathBuf, u64)| fs::metadata(path).is_ok_and(|f| f.len() < *end);
+        disk.lost = ends.iter().find(|end| cut(end)).map(|(path, _)| path.display().to_string());
         disk.weigh();
         Ok(disk)
     }
@@ -106,7 +116,7 @@ impl Disk {
             if unsorted > SORT_BYTES && !busy {
                 let size = |table: &Keyspace| table.tree.active_memtable().size();
                 if let Some((_, largest)) = self.tables.iter().max_by_key(|(_, t)| size(t)) {
-                    largest.rotate_memtable()?;
+                    hand_over(largest)?;
                 }
             }
             if unsorted <= WAIT_BYTES {
@@ -128,6 +138,9 @@ impl Disk {
     /// Why fjall refuses to write. It keeps no reason when its thread has failed, so look for one:
     /// no room for what would be sorted next, or a table that cannot be read.
     fn diagnose(&self, fault: Fault) -> Fault {
+        if !matches!(&fault, Fault::Unable(error) if error.kind() == ErrorKind::Other) {
+            return fault;
+        }
         let room = rustix::fs::statvfs(&self.folder);
         if room.is_ok_and(|fs| fs.f_bavail.saturating_mul(fs.f_frsize) < WAIT_BYTES) {
             return Fault::Unable(ErrorKind::StorageFull.into());
@@ -141,10 +154,9 @@ impl Disk {
 
     fn weigh(&self) {
         let tables: u64 = self.tables.iter().map(|(_, table)| table.disk_space()).sum();
-        let files = fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        let journals = files.filter(|file| file.path().extension().is_some_and(|e| e == "jnl"));
+        let journals = journals(&self.folder).unwrap_or_default();
         // A journal's file is made with its full length at once; its blocks tell what it takes.
-        let blocks: u64 = journals.filter_map(|f| f.metadata().ok()).map(|m| m.blocks()).sum();
+        let blocks: u64 = journals.iter().flat_map(fs::metadata).map(|file| file.blocks()).sum();
         self.bytes.store(tables + blocks * 512, Ordering::Relaxed);
     }
 }
@@ -175,7 +187,7 @@ impl Backend for Disk {
         let first = u128::from(first_byte) << 120;
         let last = first | (u128::MAX >> 8);
         let mut from = Some(first);
-        let mut first_fault = None;
+        let mut first_fault = self.lost.clone().map(Fault::Damaged);
         while let Some(begin) = from.take() {
             if let Err((fault, at)) = show(table, begin, last, each) {
                 first_fault.get_or_insert(fault);
@@ -193,14 +205,17 @@ impl Backend for Disk {
     fn compact(&self) -> Result<(), Fault> {
         for (_, table) in &self.tables {
             let done = caught(|| {
-                table.rotate_memtable()?;
-                while table.sealed_memtable_count() > 0 {
+                hand_over(table)?;
+                for _ in 0..LOOKS {
+                    if table.sealed_memtable_count() == 0 {
+                        break;
+                    }
                     self.pause()?;
                 }
                 if table.table_count() > 0 { table.major_compact() } else { Ok(()) }
             });
             self.weigh();
-            done?;
+            done.map_err(|fault| self.diagnose(fault))?;
         }
         Ok(())
     }
@@ -229,6 +244,15 @@ fn options() -> KeyspaceCreateOptions {
         .index_block_pinning_policy(PinningPolicy::disabled())
 }
 
+/// Gives what was written to the sorting thread. fjall knows by the newest entry in a table's files
+/// what of the journal is sorted already; were that a removal, merging would drop it, and opening
+/// would take the whole journal into memory. So the newest is an entry that stays, under a key that
+/// is shorter than any and before all.
+fn hand_over(table: &Keyspace) -> Result<(), Error> {
+    table.insert([0], [])?;
+    table.rotate_memtable().map(|_| ())
+}
+
 /// Shows the entries from one key to another. With the fault comes the first key not shown.
 fn show(
     table: &Keyspace,
@@ -237,7 +261,8 @@ fn show(
     each: &mut dyn FnMut(RawKey, &[u8]),
 ) -> Result<(), (Fault, u128)> {
     let mut at = from;
-    let mut entries = table.range(from.to_be_bytes()..=last.to_be_bytes());
+    let range = from.to_be_bytes()..=last.to_be_bytes();
+    let mut entries = caught(|| Ok(table.range(range))).map_err(|fault| (fault, at))?;
     // What `each` does is its owner's affair, so only the step to the next entry is caught.
     while let Some((key, value)) =
         caught(|| entries.next().map(Guard::into_inner).transpose()).map_err(|f| (f, at))?
@@ -275,58 +300,6 @@ fn behind(table: &Keyspace, damaged: u128, last: u128) -> Option<u128> {
     Some(good)
 }
 
-/// Refuses what fjall would abort on, or answer by removing what it does not know.
-fn examine(folder: &Path) -> io::Result<()> {
-    let trees = folder.join("keyspaces");
-    let version = folder.join("version");
-    let mut kept = false;
-    for tree in
-        if trees.try_exists()? { Some(fs::read_dir(&trees)?) } else { None }.into_iter().flatten()
-    {
-        let tree = tree?;
-        if tree.file_type()?.is_file() {
-            continue;
-        }
-        let name = tree.file_name();
-        let id: u64 =
-            name.to_str().and_then(|n| n.parse().ok()).ok_or_else(|| damaged(&tree.path()))?;
-        kept |= examine_tree(&tree.path())? && id > 0;
-    }
-    if kept && !(version.try_exists()? && trees.join("0/current").try_exists()?) {
-        return Err(damaged(folder));
-    }
-    Ok(())
-}
-
-/// Whether a tree was begun: its list of files is there, is what was written, and its folder of
-/// files holds files.
-fn examine_tree(tree: &Path) -> io::Result<bool> {
-    let mut filled = false;
-    let files = tree.join("tables");
-    for file in
-        if files.try_exists()? { Some(fs::read_dir(files)?) } else { None }.into_iter().flatten()
-    {
-        let file = file?;
-        if !file.file_type()?.is_file() {
-            return Err(damaged(&file.path()));
-        }
-        filled = true;
-    }
-    let current = tree.join("current");
-    let bytes = match fs::read(&current) {
-        // fjall was stopped while it made this tree.
-        Err(error) if error.kind() == ErrorKind::NotFound && !filled => return Ok(false),
-        read => read?,
-    };
-    let Some((id, rest)) = bytes.split_first_chunk() else { return Err(damaged(&current)) };
-    let Some(sum) = rest.first_chunk() else { return Err(damaged(&current)) };
-    let list = tree.join(format!("v{}", u64::from_le_bytes(*id)));
-    if xxh3_128(&fs::read(&list)?) != u128::from_le_bytes(*sum) {
-        return Err(damaged(&list));
-    }
-    Ok(true)
-}
-
 /// What fjall answers, or what it panics with, as a fault.
 fn caught<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Fault> {
     match catch_unwind(AssertUnwindSafe(work)) {
@@ -352,13 +325,11 @@ fn io_fault(error: io::Error) -> Fault {
     }
 }
 
-fn damaged(path: &Path) -> io::Error {
-    io::Error::new(ErrorKind::InvalidData, path.display().to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use std::process;
+
+    use xxhash_rust::xxh3::xxh3_128;
 
     use super::*;
 
@@ -484,6 +455,21 @@ mod tests {
     }
 
     #[test]
+    fn a_hole_in_the_journal_is_told() {
+        let folder = Folder::new("hole");
+        let disk = folder.open().unwrap();
+        for n in 0..10 {
+            disk.commit(&(n * 100..n * 100 + 100).map(put).collect::<Vec<_>>()).unwrap();
+        }
+        drop(disk);
+        change(&folder.0.join("0.jnl"), |bytes| bytes[30_000..31_000].fill(0));
+        let (count, fault) = read(&folder.open().unwrap());
+        assert!((500..700).contains(&count), "{count}");
+        assert!(matches!(fault, Some(Fault::Damaged(_))));
+        assert!(matches!(read(&folder.open().unwrap()), (_, None)));
+    }
+
+    #[test]
     fn a_flipped_bit_costs_one_block() {
         let folder = Folder::new("bit");
         filled(&folder, 50_000);
@@ -542,6 +528,10 @@ mod tests {
         disk.compact().unwrap();
         let after = disk.tables[0].1.disk_space();
         assert!(after * 50 < before, "{before} {after}");
+        assert!(matches!(read(&disk), (1_000, None)));
+        drop(disk);
+        let disk = folder.open().unwrap();
+        assert_eq!(disk.db.write_buffer_size(), 0, "nothing is taken from the journal again");
         assert!(matches!(read(&disk), (1_000, None)));
     }
 }
