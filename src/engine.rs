@@ -169,14 +169,20 @@ impl Engine {
         let now = self.clock.now();
         self.memory.sweep(now, parts);
         self.held.sweep(now, parts);
+        self.tell_of_greylisting(now);
         self.telemetry.upkeep();
     }
 
     /// All metrics, as of now.
     pub fn metrics(&self) -> String {
+        self.tell_of_greylisting(self.clock.now());
         self.telemetry.table_sizes(self.memory.sizes());
         self.telemetry.state_behind(self.memory.behind(), self.clock.now());
         self.telemetry.render()
+    }
+
+    fn tell_of_greylisting(&self, now: Time) {
+        self.telemetry.greylisting(self.policy.load().greylist_is_suspended(now), now);
     }
 
     /// What the signals remember.

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use metrics::with_local_recorder;
@@ -90,6 +90,10 @@ pub struct Telemetry {
     latency: Latency,
     sessions: Gauge,
     stress: Counter,
+    suspended: Gauge,
+    /// Whether the last line about greylisting was that it is suspended, and when that was.
+    told_suspended: AtomicBool,
+    told_suspended_at: AtomicU64,
     failures: [Counter; Failure::ALL.len()],
     last_told: [AtomicU64; Failure::ALL.len()],
     /// Up to when every change has been written down; zero where nothing is.
@@ -144,8 +148,8 @@ impl Latency {
     }
 }
 
-/// How often a line tells of the same kind of failure at most.
-const FAILURE_LINE_EVERY: Duration = Duration::from_secs(60);
+/// How often a line tells of the same trouble at most.
+const LINE_EVERY: Duration = Duration::from_secs(60);
 
 impl Telemetry {
     /// Telemetry with metrics of its own.
@@ -157,25 +161,27 @@ impl Telemetry {
             let passes = counter!(names::DECISIONS, "action" => "pass", "reason" => "none",
                 "limit" => "none");
             let failures = Failure::ALL.map(|f| counter!(names::FAILURES, "kind" => f.name()));
-            (events, passes, failures, gauge!(names::SESSIONS), counter!(names::STRESS))
+            let (sessions, suspended) = (gauge!(names::SESSIONS), gauge!(names::SUSPENDED));
+            (events, passes, failures, sessions, counter!(names::STRESS), suspended)
         };
-        let latency = Latency::default();
-        let (events, passes, failures, sessions, stress) = with_local_recorder(&recorder, handles);
+        let (events, passes, failures, sessions, stress, suspended) =
+            with_local_recorder(&recorder, handles);
         with_local_recorder(&recorder, || {
             gauge!(names::BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         });
-        let last_told = Default::default();
-        let written_up_to = AtomicU64::new(0);
         Self {
             recorder,
             events,
             passes,
-            latency,
+            latency: Latency::default(),
             sessions,
             stress,
+            suspended,
+            told_suspended: AtomicBool::new(false),
+            told_suspended_at: AtomicU64::new(0),
             failures,
-            last_told,
-            written_up_to,
+            last_told: Default::default(),
+            written_up_to: AtomicU64::new(0),
         }
     }
 
@@ -228,7 +234,7 @@ impl Telemetry {
         self.failures[failure as usize].increment(1);
         let last = &self.last_told[failure as usize];
         let before = last.load(Ordering::Relaxed);
-        let quiet = now.since(Time::from_nanos(before)) < FAILURE_LINE_EVERY && before != 0;
+        let quiet = now.since(Time::from_nanos(before)) < LINE_EVERY && before != 0;
         let claimed = !quiet
             && last
                 .compare_exchange(before, now.as_nanos(), Ordering::Relaxed, Ordering::Relaxed)
@@ -251,6 +257,26 @@ impl Telemetry {
         self.stress.increment(1);
     }
 
+    /// Whether greylisting is suspended now. Its begin and end are told, though not more than once
+    /// a minute: where memory is just too small, it comes and goes.
+    pub fn greylisting(&self, suspended: bool, now: Time) {
+        self.suspended.set(f64::from(u8::from(suspended)));
+        let last = Time::from_nanos(self.told_suspended_at.load(Ordering::Relaxed));
+        let quiet = last != Time::default() && now.since(last) < LINE_EVERY;
+        if quiet || self.told_suspended.swap(suspended, Ordering::Relaxed) == suspended {
+            return;
+        }
+        self.told_suspended_at.store(now.as_nanos(), Ordering::Relaxed);
+        if suspended {
+            warn!(
+                "greylisting is suspended: first contacts were forgotten before they could come \
+                 back, so they pass; raise max_triplets"
+            );
+        } else {
+            info!("greylisting is resumed");
+        }
+    }
+
     /// Settings were read again.
     pub fn reloaded(&self, outcome: &'static str) {
         with_local_recorder(&self.recorder, || {
@@ -263,6 +289,8 @@ impl Telemetry {
         with_local_recorder(&self.recorder, || {
             for (table, size) in sizes {
                 gauge!(names::ENTRIES, "table" => table).set(size.entries as f64);
+                gauge!(names::MAX_ENTRIES, "table" => table).set(size.max_entries as f64);
+                gauge!(names::BYTES, "table" => table).set(size.bytes as f64);
                 counter!(names::TURNED_AWAY, "table" => table).absolute(size.turned_away);
                 counter!(names::EVICTED, "table" => table).absolute(size.evicted);
             }
@@ -384,6 +412,8 @@ mod names {
     pub(super) const LATENCY: &str = "postpone_decision_seconds";
     pub(super) const SESSIONS: &str = "postpone_sessions_open";
     pub(super) const ENTRIES: &str = "postpone_table_entries";
+    pub(super) const MAX_ENTRIES: &str = "postpone_table_max_entries";
+    pub(super) const BYTES: &str = "postpone_table_bytes";
     pub(super) const TURNED_AWAY: &str = "postpone_table_turned_away_total";
     pub(super) const EVICTED: &str = "postpone_table_evicted_total";
     pub(super) const STATE_LOADING: &str = "postpone_state_loading";
@@ -394,6 +424,7 @@ mod names {
     pub(super) const STATE_BEHIND_SECONDS: &str = "postpone_state_behind_seconds";
     pub(super) const FAILURES: &str = "postpone_failures_total";
     pub(super) const STRESS: &str = "postpone_policy_requests_under_stress_total";
+    pub(super) const SUSPENDED: &str = "postpone_greylist_suspended";
     pub(super) const RELOADS: &str = "postpone_reloads_total";
     pub(super) const BUILD: &str = "postpone_build_info";
 }
@@ -404,6 +435,8 @@ fn describe() {
     describe_counter!(names::SHADOWED, "What rules in shadow mode would have refused");
     describe_gauge!(names::SESSIONS, "SMTP sessions open now");
     describe_gauge!(names::ENTRIES, "Entries of each table");
+    describe_gauge!(names::MAX_ENTRIES, "Entries that each table may hold");
+    describe_gauge!(names::BYTES, "Memory that each table takes, with the room kept for more");
     describe_counter!(names::TURNED_AWAY, "New entries a full table did not store");
     describe_counter!(names::EVICTED, "Entries of a full table that made room for new ones");
     describe_gauge!(names::STATE_LOADING, "1 while what was kept is being read back");
@@ -414,6 +447,10 @@ fn describe() {
     describe_gauge!(names::STATE_BEHIND_SECONDS, "How long the oldest change has waited at most");
     describe_counter!(names::FAILURES, "Our own trouble, in which the mail passes");
     describe_counter!(names::STRESS, "Policy requests of a Postfix that is short of processes");
+    describe_gauge!(
+        names::SUSPENDED,
+        "1 while first contacts pass because they would be forgotten before they can come back"
+    );
     describe_counter!(names::RELOADS, "Attempts to read the settings again");
     describe_gauge!(names::BUILD, "The version that runs");
 }
@@ -421,6 +458,7 @@ fn describe() {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::{Arc, Mutex};
 
     #[test]
     fn latencies_are_counted_up_to_each_bound() {
@@ -439,6 +477,47 @@ mod tests {
             "postpone_decision_seconds_count 4",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn greylisting_that_comes_and_goes_is_told_once_a_minute_and_in_the_end_as_it_is() {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let written = lines.clone();
+        let writer = move || Written(written.clone());
+        let log = tracing_subscriber::fmt().with_writer(writer).finish();
+        let told = |telemetry: &Telemetry, secs: u64, suspended| {
+            telemetry.greylisting(suspended, Time::from_secs(1_800_000_000 + secs));
+            let text = String::from_utf8(std::mem::take(&mut *lines.lock().unwrap())).unwrap();
+            text.split("greylisting is ").nth(1).map(|word| word[..7].to_owned())
+        };
+        tracing::subscriber::with_default(log, || {
+            let telemetry = Telemetry::new();
+            assert_eq!(told(&telemetry, 0, false), None, "nothing has happened");
+            assert_eq!(told(&telemetry, 1, true).as_deref(), Some("suspend"));
+            assert!(telemetry.render().contains("postpone_greylist_suspended 1"));
+            for secs in 2..61 {
+                assert_eq!(told(&telemetry, secs, secs % 2 == 0), None);
+            }
+            assert_eq!(told(&telemetry, 61, false).as_deref(), Some("resumed"));
+            assert_eq!(told(&telemetry, 62, true), None);
+            assert_eq!(told(&telemetry, 130, true).as_deref(), Some("suspend"), "it still is");
+            assert_eq!(told(&telemetry, 200, true), None, "it has been told");
+            assert_eq!(told(&telemetry, 201, false).as_deref(), Some("resumed"));
+            assert!(telemetry.render().contains("postpone_greylist_suspended 0"));
+        });
+    }
+
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
         }
     }
 

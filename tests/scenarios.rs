@@ -124,9 +124,12 @@ fn first_contacts_pass_while_others_are_pushed_out_before_they_can_come_back() {
     story += "+0s 192.0.2.7 RCPT one-more@example.org => defer greylist wait=5m code=451
         metric postpone_table_entries{table=\"pending\"} = 500
         metric postpone_table_evicted_total{table=\"pending\"} = 1
+        metric postpone_greylist_suspended = 1
         +1s 192.0.2.7 RCPT two-more@example.org => pass
         +9m50s 192.0.2.7 RCPT three-more@example.org => pass
+        metric postpone_greylist_suspended = 1
         +10m 192.0.2.7 RCPT four-more@example.org => defer greylist wait=5m code=451
+        metric postpone_greylist_suspended = 0
         metric postpone_table_evicted_total{table=\"pending\"} = 2\n";
     play("a full table", &story);
 }

@@ -4,6 +4,9 @@ use crate::clock::Time;
 
 /// A value that fades: at some moment it says no more than its absence would.
 pub trait Record: Send + Sync {
+    /// Bytes of it that are kept apart from the table.
+    const APART: usize = 0;
+
     /// Whether dropping it now loses nothing.
     fn forgettable(&self, now: Time) -> bool;
 
@@ -41,6 +44,8 @@ pub trait Stored: Record + Default {
 
 /// A large record is better kept apart: a table of it has room for a third more than it holds.
 impl<R: Record> Record for Box<R> {
+    const APART: usize = size_of::<R>() + R::APART;
+
     fn forgettable(&self, now: Time) -> bool {
         (**self).forgettable(now)
     }

@@ -18,7 +18,8 @@ use crate::clock::Time;
 ///
 /// Its bound: at most `max_entries`, of which each shard has an equal part, so that a table is
 /// full when it holds a few percent less. In a full shard a new key takes the place of another:
-/// of [`SAMPLE`], which are as good as chosen by lot, a forgettable one, else the least worthy. Where all of them are [`Worth::Lasting`], the new one is not stored ([`Full`]).
+/// of [`SAMPLE`], which are as good as chosen by lot, a forgettable one, else the least worthy.
+/// Where all of them are [`Worth::Lasting`], the new one is not stored ([`Full`]).
 pub struct Table<R> {
     shards: Box<[Mutex<Shard<R>>]>,
     most_per_shard: usize,
@@ -54,12 +55,15 @@ pub const SAMPLE: usize = 12;
 const STRIDE: usize = 37;
 
 impl<R: Record> Table<R> {
+    /// A record that is kept apart is one more look into cold memory, and takes four times as long.
+    const MOST_PER_SHARD: usize = if R::APART == 0 { MOST_PER_SHARD } else { MOST_PER_SHARD / 4 };
+
     /// An empty table for at most `max_entries` entries.
     pub fn new(max_entries: usize) -> Self {
-        let shards = max_entries.div_ceil(MOST_PER_SHARD).max(1);
+        let shards = max_entries.div_ceil(Self::MOST_PER_SHARD).max(1);
         Self {
             shards: (0..shards).map(|_| Mutex::new(HashTable::new())).collect(),
-            most_per_shard: max_entries.div_ceil(shards),
+            most_per_shard: max_entries / shards,
             max_entries,
             entries: AtomicUsize::new(0),
             turned_away: AtomicU64::new(0),
@@ -91,9 +95,7 @@ impl<R: Record> Table<R> {
         let victim = self.room(&mut shard, key, now)?;
         let mut record = R::default();
         let done = change(&mut record);
-        shard.insert_unique(key.hash(), (key, record), |(key, _)| key.hash());
-        drop(shard);
-        self.added(victim);
+        self.insert(shard, key, record, victim);
         self.note(key);
         Ok(done)
     }
@@ -129,24 +131,23 @@ impl<R: Record> Table<R> {
     pub fn sweep(&self, now: Time, parts: usize) -> usize {
         let each = self.shards.len().div_ceil(parts.max(1));
         let first = self.next_shard.fetch_add(each, Ordering::Relaxed);
-        let mut dropped = Vec::new();
+        // With room for all of a shard, so that it need not grow while one is locked; and what is
+        // dropped goes when it no longer is.
+        let mut faded = Vec::with_capacity(self.most_per_shard);
+        let mut dropped = 0;
         for number in first..first + each {
             let mut shard = lock(&self.shards[number % self.shards.len()]);
-            shard.retain(|(key, record)| {
-                let forget = record.forgettable(now);
-                if forget {
-                    dropped.push(*key);
-                }
-                !forget
-            });
+            faded.extend(shard.extract_if(|(_, record)| record.forgettable(now)));
             if shard.len() < shard.capacity() / 8 {
                 let twice = shard.len() * 2;
                 shard.shrink_to(twice, |(key, _)| key.hash());
             }
+            drop(shard);
+            self.entries.fetch_sub(faded.len(), Ordering::Relaxed);
+            dropped += faded.len();
+            faded.drain(..).for_each(|(key, _)| self.note(key));
         }
-        self.entries.fetch_sub(dropped.len(), Ordering::Relaxed);
-        dropped.iter().for_each(|key| self.note(*key));
-        dropped.len()
+        dropped
     }
 
     /// Whether little is left of the bound: an eighth at most.
@@ -154,10 +155,13 @@ impl<R: Record> Table<R> {
         self.len() >= self.max_entries - self.max_entries / 8
     }
 
-    /// What the table has come to.
+    /// What the table has come to. Shard after shard, each locked for a moment: not for the mail
+    /// path.
     pub fn size(&self) -> Size {
         Size {
             entries: self.len(),
+            max_entries: self.max_entries,
+            bytes: self.allocated(),
             turned_away: self.turned_away.load(Ordering::Relaxed),
             evicted: self.evicted.load(Ordering::Relaxed),
         }
@@ -168,10 +172,10 @@ impl<R: Record> Table<R> {
         self.last_evicted.load(Ordering::Relaxed)
     }
 
-    /// Bytes of memory that the entries take, with the room kept for more. A record's own boxes
-    /// are not counted. Shard after shard: not for the mail path.
+    /// Bytes of memory that the entries take, with the room kept for more.
     pub fn allocated(&self) -> usize {
-        self.shards.iter().map(|shard| lock(shard).allocation_size()).sum()
+        let shards = self.shards.iter().map(|shard| lock(shard));
+        shards.map(|shard| shard.allocation_size() + shard.len() * R::APART).sum()
     }
 
     /// How many entries there are, as of a moment ago.
@@ -212,12 +216,19 @@ impl<R: Record> Table<R> {
         Ok(victim)
     }
 
-    /// A new key is stored, perhaps in the place of another.
-    fn added(&self, victim: Option<Key>) {
-        match victim {
-            None => _ = self.entries.fetch_add(1, Ordering::Relaxed),
-            Some(victim) => self.note(victim),
-        }
+    /// Stores a new key, perhaps in the place of another.
+    fn insert(
+        &self,
+        mut shard: MutexGuard<'_, Shard<R>>,
+        key: Key,
+        record: R,
+        victim: Option<Key>,
+    ) {
+        shard.insert_unique(key.hash(), (key, record), |(key, _)| key.hash());
+        // It counts before anybody can remove it, or the count would fall below zero.
+        self.entries.fetch_add(usize::from(victim.is_none()), Ordering::Relaxed);
+        drop(shard);
+        victim.into_iter().for_each(|victim| self.note(victim));
     }
 
     /// Drops the least worthy of some; none if all are [`Worth::Lasting`].
@@ -251,6 +262,10 @@ impl<R: Record> Table<R> {
 pub struct Size {
     /// Entries, as of a moment ago.
     pub entries: usize,
+    /// As many as there may be.
+    pub max_entries: usize,
+    /// The memory they take.
+    pub bytes: usize,
     /// New keys that were not stored because all others were worth more.
     pub turned_away: u64,
     /// Entries that had to make room before their time.
@@ -333,9 +348,7 @@ impl<R: Stored> Kept for Table<R> {
             return Restored::Kept;
         }
         let Ok(victim) = self.room(&mut shard, key, now) else { return Restored::Dropped };
-        shard.insert_unique(key.hash(), (key, read), |(key, _)| key.hash());
-        drop(shard);
-        self.added(victim);
+        self.insert(shard, key, read, victim);
         Restored::Kept
     }
 

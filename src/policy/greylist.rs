@@ -44,7 +44,8 @@ pub struct Params {
     pub proven_after: NonZeroU32,
     /// How long a triplet, or a proven client, is remembered after it was last seen.
     pub forget: Span,
-    /// Pending triplets that are stored for one network within a window.
+    /// Pending triplets that are stored for one network within a window; for all networks of an
+    /// IPv6 /48 together eight times as many.
     pub max_pending_per_network: NonZeroU32,
     /// Recipient domains that do not want it.
     pub exempt_recipient_domains: Vec<String>,
@@ -73,6 +74,13 @@ impl Default for Params {
 }
 
 const REPLY: &str = "451 4.7.1 {hostname} First contact; retry in {wait} seconds";
+
+/// How many networks' worth of pending triplets an IPv6 site may have, which has 65,536 networks.
+///
+/// More than one, so that no network alone takes the room of its neighbours: a hoster may have
+/// thousands of customers in one site. No more than a few, because the table is shared by all
+/// sites: at the defaults it takes sixty-two of them to fill it.
+const SITE_SHARE: u32 = 8;
 
 /// A part of what makes two attempts the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -217,12 +225,34 @@ struct Proven {
     until: Time,
 }
 
-/// The pending triplets of one network. Counted anew after each window, so a network has between
-/// once and twice its bound.
+/// The pending triplets of one network, or of an IPv6 site. Counted anew after each window, so it
+/// has between once and twice its bound.
 #[derive(Clone, Copy, Debug, Default)]
 struct Crowd {
     stored: u32,
-    until: Time,
+    /// In whole seconds since 1970, which takes half the room.
+    until_secs: u32,
+}
+
+impl Crowd {
+    fn new(stored: u32, until: Time) -> Self {
+        let secs = until.as_nanos() / 1_000_000_000;
+        Self { stored, until_secs: u32::try_from(secs).unwrap_or(u32::MAX) }
+    }
+
+    fn until(&self) -> Time {
+        Time::from_secs(self.until_secs.into())
+    }
+}
+
+impl Record for Crowd {
+    fn forgettable(&self, now: Time) -> bool {
+        self.until() <= now
+    }
+
+    fn worth(&self) -> Worth {
+        Worth::Fleeting(self.stored.into())
+    }
 }
 
 macro_rules! forgettable_at_until {
@@ -248,7 +278,6 @@ forgettable_at_until! {
     } else {
         Worth::Fleeting(u64::from(it.passes.min(255)) << 56 | it.until.as_nanos() >> 8)
     };
-    Crowd: |it| Worth::Fleeting(it.stored.into());
 }
 
 impl Stored for Pending {
@@ -308,18 +337,21 @@ impl Stored for Proven {
 
 impl Stored for Crowd {
     fn encode(&self, bytes: &mut Vec<u8>) {
-        put_time(bytes, self.until);
+        put_time(bytes, self.until());
         bytes.extend(self.stored.to_le_bytes());
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
         let mut parts = Parts::of(bytes);
-        let read = Self { until: parts.time()?, stored: parts.number()? };
-        parts.end(read)
+        let (until, stored) = (parts.time()?, parts.number()?);
+        parts.end(Self::new(stored, until))
     }
 
     fn fold(&mut self, other: Self) {
-        *self = Self { stored: self.stored.max(other.stored), until: self.until.max(other.until) };
+        *self = Self {
+            stored: self.stored.max(other.stored),
+            until_secs: self.until_secs.max(other.until_secs),
+        };
     }
 }
 
@@ -411,6 +443,29 @@ impl Greylist {
         self.clients.with(cx.network_key())
     }
 
+    /// The crowd of the IPv6 site that the network lies in.
+    fn site_crowd(&self, cx: &Context<'_>) -> Option<Key> {
+        cx.network.site().map(|site| self.clients.with(cx.key_of(site)))
+    }
+
+    /// Whether there was room for one more in a crowd, which it has taken. One that could not be
+    /// noted has room.
+    fn join(&self, crowd: Key, most: u32, now: Time) -> bool {
+        let room = self.crowds.write(crowd, now, |crowd| {
+            if crowd.forgettable(now) {
+                *crowd = Crowd::new(0, now + self.window);
+            }
+            let room = crowd.stored < most;
+            crowd.stored += u32::from(room);
+            room
+        });
+        room != Ok(false)
+    }
+
+    fn leave(&self, crowd: Key) {
+        self.crowds.write_known(crowd, |crowd| crowd.stored = crowd.stored.saturating_sub(1));
+    }
+
     /// Until when the client is proven, if it is.
     fn proven_until(&self, cx: &Context<'_>) -> Option<Time> {
         let proven = |client: Option<&Proven>| {
@@ -460,8 +515,11 @@ impl Greylist {
     /// Whether first contacts are pushed out before they can come back: their retries could never
     /// succeed, so that they pass until it has become quieter.
     fn forgets_too_soon(&self, now: Time) -> bool {
-        let first = self.pending.last_evicted();
-        first > 0 && now.since(Time::from_nanos(first)) < self.delay.saturating_mul(2)
+        let first = Time::from_nanos(self.pending.last_evicted());
+        // One that lies ahead says nothing: the clock has stepped back since, and while nobody new
+        // is stored nobody is pushed out who would say more.
+        let told = first > Time::default() && first <= now;
+        told && now.since(first) < self.delay.saturating_mul(2)
     }
 
     /// Whether what was known before the last start has been read again. Until then a triplet that
@@ -471,15 +529,14 @@ impl Greylist {
     }
 
     fn store(&self, cx: &Context<'_>) {
-        let room = self.crowds.write(self.crowd(cx), cx.now, |crowd| {
-            if crowd.forgettable(cx.now) {
-                *crowd = Crowd { stored: 0, until: cx.now + self.window };
-            }
-            let room = crowd.stored < self.max_pending_per_network;
-            crowd.stored += u32::from(room);
-            room
-        });
-        if room == Ok(false) {
+        // The site first: where it has no room, its new networks get no entry either.
+        let (site, most) = (self.site_crowd(cx), self.max_pending_per_network);
+        let joins_site = |site| self.join(site, most.saturating_mul(SITE_SHARE), cx.now);
+        if !site.is_none_or(joins_site) {
+            return;
+        }
+        if !self.join(self.crowd(cx), most, cx.now) {
+            site.into_iter().for_each(|site| self.leave(site));
             return;
         }
         let pending = Pending { first: cx.now, until: cx.now + self.window };
@@ -499,9 +556,8 @@ impl Greylist {
                 let passes = passes.saturating_add(1);
                 *proven = Proven { passes, enough: passes >= self.proven_after, until };
             });
-            self.crowds.write_known(self.crowd(cx), |crowd| {
-                crowd.stored = crowd.stored.saturating_sub(1);
-            });
+            self.leave(self.crowd(cx));
+            self.site_crowd(cx).into_iter().for_each(|site| self.leave(site));
         }
     }
 
@@ -547,6 +603,10 @@ impl Signal for Greylist {
         // Before everything is known again, none may be called a stranger.
         let proven = self.proven_until(cx).is_some() || !self.proven.is_whole();
         proven.then_some(Standing::Proven)
+    }
+
+    fn is_suspended(&self, now: Time) -> bool {
+        self.mode == Mode::Enforce && self.forgets_too_soon(now)
     }
 
     fn assess(&self, cx: &Context<'_>, ledger: &Ledger, round: &mut Round) {

@@ -9,6 +9,7 @@ use std::cell::OnceCell;
 use super::signal::Context;
 use crate::meter::key::Key;
 use crate::smtp::address::Address;
+use crate::smtp::client::Network;
 use crate::smtp::event::Event;
 
 /// The keys of one session that have been asked for.
@@ -46,7 +47,12 @@ impl Context<'_> {
 
     /// The network's.
     pub fn network_key(&self) -> Key {
-        *self.keys.network.get_or_init(|| self.key("network", &self.network.octets()))
+        *self.keys.network.get_or_init(|| self.key_of(self.network))
+    }
+
+    /// That of any network.
+    pub fn key_of(&self, network: Network) -> Key {
+        self.key("network", &network.octets())
     }
 
     /// The pool's.

@@ -184,6 +184,12 @@ impl Policy {
         self.counts_bytes
     }
 
+    /// Whether greylisting lets first contacts pass, because it forgets them before they can come
+    /// back.
+    pub fn greylist_is_suspended(&self, now: Time) -> bool {
+        self.signals.iter().any(|signal| signal.is_suspended(now))
+    }
+
     /// Begins the key of every part.
     fn parts(&self) -> &KeyMaker {
         &self.parts

@@ -30,6 +30,11 @@ pub trait Signal: Send + Sync {
         None
     }
 
+    /// Whether it lets pass whom it would stop, because its memory is too small for what comes.
+    fn is_suspended(&self, _: Time) -> bool {
+        false
+    }
+
     /// Judges an event. Reads only: the same call explains, and a round may be thrown away.
     fn assess(&self, cx: &Context<'_>, ledger: &Ledger, round: &mut Round);
 

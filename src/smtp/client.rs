@@ -99,6 +99,9 @@ pub struct Prefixes {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Network(IpNet);
 
+/// The prefix of an IPv6 site.
+pub const SITE: u8 = 48;
+
 impl Network {
     /// The network of an address.
     pub fn of(address: IpAddr, prefixes: Prefixes) -> Self {
@@ -107,6 +110,19 @@ impl Network {
             IpAddr::V6(_) => prefixes.ipv6.min(128),
         };
         Self(IpNet::new_assert(address, bits).trunc())
+    }
+
+    /// The IPv6 site it lies in, if it is narrower than that.
+    ///
+    /// A site is a /48, the most that one customer is usually given (RFC 6177) and the least that
+    /// is routed by itself: whoever has one can come from 65,536 networks of /64.
+    pub fn site(&self) -> Option<Self> {
+        match self.0 {
+            IpNet::V6(network) if network.prefix_len() > SITE => {
+                Some(Self(IpNet::new_assert(self.0.addr(), SITE).trunc()))
+            }
+            IpNet::V4(_) | IpNet::V6(_) => None,
+        }
     }
 
     /// Bytes that differ for any two networks.
@@ -146,6 +162,16 @@ mod tests {
         assert_eq!(network("192.0.2.7"), "192.0.2.0/24");
         assert_eq!(network("::ffff:192.0.2.7"), "192.0.2.0/24");
         assert_eq!(network("2001:db8:0:1:2::3"), "2001:db8:0:1::/64");
+    }
+
+    #[test]
+    fn only_a_narrower_network_of_ipv6_lies_in_a_site() {
+        let site = |text: &str| Network(text.parse().unwrap()).site().map(|site| site.to_string());
+        assert_eq!(site("2001:db8:1:2::/64").as_deref(), Some("2001:db8:1::/48"));
+        assert_eq!(site("2001:db8:1:2::3/128").as_deref(), Some("2001:db8:1::/48"));
+        for wide in ["2001:db8:1::/48", "2001:db8::/32", "192.0.2.7/32"] {
+            assert_eq!(site(wide), None, "{wide}");
+        }
     }
 
     #[test]

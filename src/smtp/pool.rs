@@ -15,7 +15,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-use super::client::{Client, Network, Prefixes};
+use super::client::{Client, Network, Prefixes, SITE};
 
 /// What a client's forward-confirmed name says about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,7 +67,7 @@ pub enum Pool {
 
 /// The neighbourhood of a client without a name of its own: the smallest networks that the
 /// Internet routes by themselves, so each has one operator at least.
-const NEIGHBOURHOOD: Prefixes = Prefixes { ipv4: 24, ipv6: 48 };
+const NEIGHBOURHOOD: Prefixes = Prefixes { ipv4: 24, ipv6: SITE };
 
 impl Pool {
     /// The pool of this client: its organisational domain, or its neighbourhood if the name is

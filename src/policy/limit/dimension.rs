@@ -73,7 +73,7 @@ impl Dimension {
     pub(super) fn key(self, cx: &Context<'_>) -> Option<Key> {
         Some(match self {
             Self::Network => cx.network_key(),
-            Self::Wider(bits) => cx.key("network", &wider(cx, bits).octets()),
+            Self::Wider(bits) => cx.key_of(wider(cx, bits)),
             Self::Pool => cx.pool_key(),
             Self::Listener => cx.key("listener", cx.listener.as_bytes()),
             Self::Helo => cx.key("helo", cx.client.helo.as_ref()?.as_str().as_bytes()),
@@ -85,6 +85,16 @@ impl Dimension {
                 cx.key("recipient_domain", cx.recipient()?.domain().as_bytes())
             }
         })
+    }
+
+    /// The same, but of the IPv6 site where its value is a network within one.
+    pub(super) fn site_key(self, cx: &Context<'_>) -> Option<Key> {
+        let network = match self {
+            Self::Network => cx.network,
+            Self::Wider(bits) => wider(cx, bits),
+            _ => return self.key(cx),
+        };
+        network.site().map_or_else(|| self.key(cx), |site| Some(cx.key_of(site)))
     }
 
     /// Whom it is about, as the default replies say it.

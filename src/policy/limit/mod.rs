@@ -17,6 +17,7 @@ use self::penalty::Penalty;
 use super::Bounds;
 use super::decision::{Decision, Refusal, Urgency, Why};
 use super::signal::{Arrival, Context, Ends, Ledger, Round, Signal};
+use super::standing::Standing;
 use super::when::When;
 use crate::clock::Time;
 use crate::meter::distinct::Distinct;
@@ -41,7 +42,8 @@ const MOST_CHARGES: usize = 1_024;
 /// survives a reload.
 ///
 /// When a table is full, what is nearest to being forgotten goes first; a session that is open is
-/// never forgotten, and one that could not be noted is not counted.
+/// never forgotten, and one that could not be noted is not counted. Before that, when a table is
+/// crowded, new IPv6 networks of clients that have earned nothing count under their site.
 #[derive(Clone)]
 pub struct Memory {
     secret: Secret,
@@ -88,6 +90,25 @@ impl Memory {
             ("sketches", self.sketches.size()),
             ("penalties", self.penalties.size()),
         ]
+    }
+
+    /// Whether a new key of this limit would take some of the last room there is.
+    fn is_crowded_for(&self, limit: &Limit) -> bool {
+        let counted = match limit.measure {
+            Measure::AtOnce { .. } => self.gauges.is_crowded(),
+            Measure::InTime(_) => self.meters.is_crowded(),
+            Measure::Distinct { .. } => self.sketches.is_crowded(),
+        };
+        counted || limit.penalty.is_some() && self.penalties.is_crowded()
+    }
+
+    /// Whether a limit has counted something under this key.
+    fn knows(&self, limit: &Limit, key: Key) -> bool {
+        match limit.measure {
+            Measure::AtOnce { .. } => self.gauges.read(key, |gauge| gauge.is_some()),
+            Measure::InTime(_) => self.meters.read(key, |meter| meter.is_some()),
+            Measure::Distinct { .. } => self.sketches.read(key, |sketch| sketch.is_some()),
+        }
     }
 
     /// What is written down at the end. Sessions end with the process.
@@ -230,6 +251,12 @@ impl Limit {
         self.per.iter().try_fold(self.own_key, |key, dimension| Some(key.with(dimension.key(cx)?)))
     }
 
+    /// The same for all of an IPv6 site.
+    fn site_key(&self, cx: &Context<'_>) -> Option<Key> {
+        let add = |key: Key, dimension: &Dimension| Some(key.with(dimension.site_key(cx)?));
+        self.per.iter().try_fold(self.own_key, add)
+    }
+
     fn part(&self, cx: &Context<'_>) -> Option<Part> {
         match (self.count, cx.event) {
             // The milter judges and charges the same event itself, and it alone knows what it has
@@ -307,8 +334,23 @@ impl Limits {
         let bound = move |limit: &&Limit| limit.concerns[kind] && (!exempt || limit.whole_host());
         self.limits.iter().filter(bound).filter_map(|limit| {
             let part = limit.part(cx).filter(|_| limit.when.holds(cx))?;
-            Some((limit, part, limit.key(cx)?))
+            Some((limit, part, self.key(limit, cx)?))
         })
+    }
+
+    /// What an event counts under: while there is room, what the limit says.
+    ///
+    /// When its table is crowded, an IPv6 client that has earned nothing and has no entry yet
+    /// counts under its site, by the same quota. So one entry takes 65,536 networks in, which would
+    /// otherwise each come with a new quota and push out what others have used of theirs. Who has
+    /// an entry keeps it.
+    fn key(&self, limit: &Limit, cx: &Context<'_>) -> Option<Key> {
+        let own = limit.key(cx)?;
+        let by_itself = !self.memory.is_crowded_for(limit)
+            || cx.network.site().is_none()
+            || self.memory.knows(limit, own)
+            || cx.standing() >= Standing::Proven;
+        if by_itself { Some(own) } else { limit.site_key(cx) }
     }
 
     fn assess_one(&self, limit: &Limit, key: Key, cx: &Context<'_>) -> Option<Refusal> {
