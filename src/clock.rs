@@ -3,10 +3,15 @@
 //! This is the only file that asks the system what time it is; everywhere else `now` is an
 //! argument, so that serving mail, explaining and replaying are the same code.
 
+use std::borrow::Cow;
+use std::fmt::{self, Display, Formatter};
 use std::ops::Add;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A moment of the wall clock, in nanoseconds since the Unix epoch (until the year 2554).
 ///
@@ -42,6 +47,40 @@ impl Add<Duration> for Time {
 
     fn add(self, span: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)))
+    }
+}
+
+/// RFC 3339, to the nanosecond: `2026-11-21T22:07:20.000000001Z`.
+impl Display for Time {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let moment = UNIX_EPOCH + Duration::from_nanos(self.0);
+        humantime::format_rfc3339_nanos(moment).fmt(f)
+    }
+}
+
+/// RFC 3339 in UTC; a blank may stand for the `T`, and fraction and `Z` may be missing.
+impl FromStr for Time {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let moment = humantime::parse_rfc3339_weak(text).ok();
+        let since_epoch = moment.and_then(|moment| moment.duration_since(UNIX_EPOCH).ok());
+        let nanos = since_epoch.and_then(|since| u64::try_from(since.as_nanos()).ok());
+        nanos
+            .map(Self)
+            .ok_or_else(|| format!("expected a time such as 2026-11-21T22:07:20.5Z, not {text:?}"))
+    }
+}
+
+impl Serialize for Time {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        <Cow<'de, str>>::deserialize(from)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -112,5 +151,30 @@ impl Stopwatch {
     /// The time since the start.
     pub fn elapsed(self) -> Duration {
         self.0.elapsed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_read_as_it_is_written() {
+        for (nanos, text) in [
+            (0, "1970-01-01T00:00:00.000000000Z"),
+            (1_795_298_840_000_000_001, "2026-11-21T22:07:20.000000001Z"),
+            (u64::MAX, "2554-07-21T23:34:33.709551615Z"),
+        ] {
+            assert_eq!(Time::from_nanos(nanos).to_string(), text);
+            assert_eq!(text.parse(), Ok(Time::from_nanos(nanos)));
+        }
+        assert_eq!("2026-11-21 22:07:20".parse(), Ok(Time::from_secs(1_795_298_840)));
+    }
+
+    #[test]
+    fn what_is_no_time_or_cannot_be_held_is_refused() {
+        for text in ["", "now", "2026-11-21", "1969-12-31T23:59:59Z", "2555-01-01T00:00:00Z"] {
+            assert!(text.parse::<Time>().is_err(), "{text}");
+        }
     }
 }

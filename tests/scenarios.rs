@@ -51,6 +51,7 @@ scenarios! {
     greylist_crowd_hammered
     greylist_data
     greylist_data_surplus
+    greylist_imported
     greylist_pool
     greylist_proven
     greylist_senders

@@ -37,10 +37,16 @@ use crate::telemetry::Failure;
 
 /// Exit codes of sysexits.h.
 pub mod exit {
+    /// EX_DATAERR: what was read is damaged, or not what was expected.
+    pub const DATA: u8 = 65;
+    /// EX_NOINPUT: there is nothing to read.
+    pub const INPUT: u8 = 66;
     /// EX_OSERR: the system would not give what every daemon needs.
     pub const SYSTEM: u8 = 71;
     /// EX_CANTCREAT: a socket could not be made.
     pub const SOCKET: u8 = 73;
+    /// EX_CANTCREAT: what was asked for could not be written there.
+    pub const OUTPUT: u8 = 73;
     /// EX_IOERR: the state cannot be used, or was not saved.
     pub const STATE: u8 = 74;
     /// EX_CONFIG: the settings cannot be used.

@@ -19,15 +19,19 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::record::{Parts, Record, Stored, Worth, put_time};
 use crate::clock::Time;
+use crate::setting::{from_hex, hex};
 
 /// The different values of one key.
 ///
 /// A value is given as a hash, which must be evenly spread over all of its bits, and keyed where
 /// its origin is hostile: half of a [`Key`](super::key::Key) is both. All methods of one record
 /// must be given the same window.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(into = "Spelled", try_from = "Spelled")]
 pub struct Distinct {
     /// What has been seen in the two panes, as of the last change.
     seen: Seen,
@@ -118,40 +122,41 @@ impl Record for Distinct {
     }
 }
 
+/// What has been seen, for people: as it is written down, in hexadecimal.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Spelled {
+    ends: Time,
+    seen: String,
+}
+
+impl From<Distinct> for Spelled {
+    fn from(distinct: Distinct) -> Self {
+        let mut bytes = Vec::new();
+        distinct.seen.encode(&mut bytes);
+        Self { ends: distinct.ends, seen: hex(&bytes) }
+    }
+}
+
+impl TryFrom<Spelled> for Distinct {
+    type Error = &'static str;
+
+    fn try_from(Spelled { ends, seen }: Spelled) -> Result<Self, Self::Error> {
+        let seen = from_hex(seen.as_bytes()).and_then(|bytes| Seen::decode(&bytes));
+        seen.map(|seen| Self { seen, ends }).ok_or("`seen` is no sketch")
+    }
+}
+
 impl Stored for Distinct {
     fn encode(&self, bytes: &mut Vec<u8>) {
         put_time(bytes, self.ends);
-        match &self.seen {
-            Seen::Few { newer, all, hashes } => {
-                bytes.extend([FEW, *newer]);
-                let hashes = &hashes[..usize::from(*all)];
-                bytes.extend(hashes.iter().flat_map(|hash| hash.to_le_bytes()));
-            }
-            Seen::Many { newer, older } => {
-                bytes.push(MANY);
-                bytes.extend(newer);
-                bytes.extend(older);
-            }
-        }
+        self.seen.encode(bytes);
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
-        let mut parts = Parts::of(bytes);
-        let (ends, [form]) = (parts.time()?, parts.bytes()?);
-        let seen = match form {
-            FEW => {
-                let [newer] = parts.bytes()?;
-                let (mut all, mut hashes) = (0_u8, [0; EXACT]);
-                while let Some(hash) = parts.number() {
-                    *hashes.get_mut(usize::from(all))? = hash;
-                    all += 1;
-                }
-                (newer <= all).then_some(Seen::Few { newer, all, hashes })?
-            }
-            MANY => Seen::Many { newer: parts.bytes()?, older: parts.bytes()? },
-            _ => return None,
-        };
-        parts.end(Self { seen, ends })
+        let (ends, seen) = bytes.split_at_checked(8)?;
+        let ends = Parts::of(ends).time()?;
+        Some(Self { seen: Seen::decode(seen)?, ends })
     }
 
     /// All that either has seen; for as long as the one that remembers for longer.
@@ -189,6 +194,40 @@ fn pane(window: Duration) -> Duration {
 }
 
 impl Seen {
+    fn encode(&self, bytes: &mut Vec<u8>) {
+        match self {
+            Self::Few { newer, all, hashes } => {
+                bytes.extend([FEW, *newer]);
+                let hashes = &hashes[..usize::from(*all)];
+                bytes.extend(hashes.iter().flat_map(|hash| hash.to_le_bytes()));
+            }
+            Self::Many { newer, older } => {
+                bytes.push(MANY);
+                bytes.extend(newer);
+                bytes.extend(older);
+            }
+        }
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut parts = Parts::of(bytes);
+        let [form] = parts.bytes()?;
+        let seen = match form {
+            FEW => {
+                let [newer] = parts.bytes()?;
+                let (mut all, mut hashes) = (0_u8, [0; EXACT]);
+                while let Some(hash) = parts.number() {
+                    *hashes.get_mut(usize::from(all))? = hash;
+                    all += 1;
+                }
+                (newer <= all).then_some(Self::Few { newer, all, hashes })?
+            }
+            MANY => Self::Many { newer: parts.bytes()?, older: parts.bytes()? },
+            _ => return None,
+        };
+        parts.end(seen)
+    }
+
     fn add(&mut self, hash: u32) {
         match self {
             Self::Few { newer, all, hashes } => {

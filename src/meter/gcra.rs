@@ -6,12 +6,15 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::quota::{Quota, Unit};
 use super::record::{Parts, Record, Stored, Worth, put_time};
 use crate::clock::Time;
 
 /// What one key has used of its quota.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Gcra {
     /// The moment at which all that was charged has flowed off.
     empty_at: Time,

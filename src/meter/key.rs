@@ -57,6 +57,11 @@ impl Secret {
         Self(bytes)
     }
 
+    /// Its bytes, for who keeps it.
+    pub fn to_bytes(&self) -> [u8; 16] {
+        self.0
+    }
+
     /// Begins a key. The `purpose` keeps keys of different uses apart.
     pub fn key(&self, purpose: &str) -> KeyMaker {
         KeyMaker(SipHasher13::new_with_key(&self.0)).part(purpose.as_bytes())

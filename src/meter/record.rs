@@ -1,5 +1,11 @@
 //! What a table keeps under a key.
 
+use std::marker::PhantomData;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
 use crate::clock::Time;
 
 /// A value that fades: at some moment it says no more than its absence would.
@@ -27,8 +33,9 @@ pub enum Worth {
 /// A record that can be written down.
 ///
 /// Its form is a part of the version of a state folder (see [`crate::store`]): what an earlier
-/// version has written must be read for as long as that version is.
-pub trait Stored: Record + Default {
+/// version has written must be read for as long as that version is. For people, and for another
+/// host, it is a JSON object.
+pub trait Stored: Record + Default + Serialize + DeserializeOwned + 'static {
     /// Appends its bytes.
     fn encode(&self, bytes: &mut Vec<u8>);
 
@@ -67,6 +74,48 @@ impl<R: Stored> Stored for Box<R> {
     fn fold(&mut self, other: Self) {
         (**self).fold(*other);
     }
+}
+
+/// What can be done with records of one kind that are written down, by who does not know the kind.
+pub trait Form {
+    /// Whether it says no more than its absence would; nothing if the bytes are no such record.
+    fn is_faded(&self, bytes: &[u8], now: Time) -> Option<bool>;
+
+    /// It as a JSON object; nothing if the bytes are no such record.
+    fn json(&self, bytes: &[u8]) -> Option<String>;
+
+    /// The bytes of a JSON object, or what is wrong with it.
+    fn read_json(&self, object: Value) -> Result<Vec<u8>, String>;
+
+    /// What two records of the same key say together; nothing if one is no such record.
+    fn folded(&self, one: &[u8], other: &[u8]) -> Option<Vec<u8>>;
+}
+
+impl<R: Stored> Form for PhantomData<R> {
+    fn is_faded(&self, bytes: &[u8], now: Time) -> Option<bool> {
+        R::decode(bytes).map(|record| record.forgettable(now))
+    }
+
+    fn json(&self, bytes: &[u8]) -> Option<String> {
+        serde_json::to_string(&R::decode(bytes)?).ok()
+    }
+
+    fn read_json(&self, object: Value) -> Result<Vec<u8>, String> {
+        serde_json::from_value::<R>(object).map(|r| written(&r)).map_err(|e| e.to_string())
+    }
+
+    fn folded(&self, one: &[u8], other: &[u8]) -> Option<Vec<u8>> {
+        let mut both = R::decode(one)?;
+        both.fold(R::decode(other)?);
+        Some(written(&both))
+    }
+}
+
+/// A record written down.
+pub fn written(record: &impl Stored) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(24);
+    record.encode(&mut bytes);
+    bytes
 }
 
 /// Reads the fixed-size parts of a record one after the other.

@@ -4,6 +4,7 @@
 //! one look-up. It lends its values to closures; no guard leaves this file, since one held across
 //! an `.await`, or two at once, would freeze the daemon. A closure must not use its own table.
 
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -11,7 +12,7 @@ use hashbrown::HashTable;
 
 use super::changes::Changes;
 use super::key::Key;
-use super::record::{Record, Stored, Worth};
+use super::record::{Form, Record, Stored, Worth, written};
 use crate::clock::Time;
 
 /// Records by key, shared by all threads.
@@ -323,6 +324,9 @@ pub trait Kept: Send + Sync {
 
     /// How many entries there are, as of a moment ago.
     fn entries(&self) -> usize;
+
+    /// What can be done with its records where they are written down.
+    fn form(&self) -> &'static dyn Form;
 }
 
 impl<R: Stored> Kept for Table<R> {
@@ -331,11 +335,7 @@ impl<R: Stored> Kept for Table<R> {
     }
 
     fn written(&self, key: Key) -> Option<Vec<u8>> {
-        self.read(key, |record| {
-            let mut bytes = Vec::with_capacity(24);
-            record?.encode(&mut bytes);
-            Some(bytes)
-        })
+        self.read(key, |record| record.map(written))
     }
 
     fn restore(&self, key: Key, bytes: &[u8], now: Time) -> Restored {
@@ -366,6 +366,10 @@ impl<R: Stored> Kept for Table<R> {
 
     fn entries(&self) -> usize {
         self.len()
+    }
+
+    fn form(&self) -> &'static dyn Form {
+        &PhantomData::<R>
     }
 }
 

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Bounds;
 use super::decision::{Decision, Reason, Refusal, Why};
+use super::imported::{Imported, Imports};
 use super::signal::{Context, Ledger, Round, Signal};
 use super::standing::Standing;
 use super::when::When;
@@ -137,6 +138,9 @@ pub struct Memory {
     proven: Arc<Table<Proven>>,
     /// Bound: `max_clients`. When it is full, those go that have the fewest pending triplets.
     crowds: Arc<Table<Crowd>>,
+    /// What another greylisting daemon knew. Bound: as many as may have passed. When it is full,
+    /// those go that fade first. Nothing a client does adds to it.
+    imported: Arc<Table<Imported>>,
 }
 
 impl Memory {
@@ -148,6 +152,7 @@ impl Memory {
             passed: Arc::new(Table::noting_changes(half)),
             proven: Arc::new(Table::noting_changes(bounds.max_clients)),
             crowds: Arc::new(Table::new(bounds.max_clients)),
+            imported: Arc::new(Table::noting_changes(half)),
         }
     }
 
@@ -173,6 +178,7 @@ impl Memory {
             passed: self.passed.clone(),
             proven: self.proven.clone(),
             crowds: self.crowds.clone(),
+            imports: Imports { secret: self.secret.clone(), table: self.imported.clone() },
         })
     }
 
@@ -181,22 +187,25 @@ impl Memory {
         self.passed.sweep(now, parts);
         self.proven.sweep(now, parts);
         self.crowds.sweep(now, parts);
+        self.imported.sweep(now, parts);
     }
 
-    pub(super) fn sizes(&self) -> [(&'static str, Size); 4] {
+    pub(super) fn sizes(&self) -> [(&'static str, Size); 5] {
         [
             ("pending", self.pending.size()),
             ("passed", self.passed.size()),
             ("proven", self.proven.size()),
             ("crowds", self.crowds.size()),
+            ("imported", self.imported.size()),
         ]
     }
 
     /// What is written down as it changes, the most telling first.
-    pub(super) fn kept(&self) -> [(&'static str, Arc<dyn Kept>); 4] {
+    pub(super) fn kept(&self) -> [(&'static str, Arc<dyn Kept>); 5] {
         [
             ("proven", self.proven.clone()),
             ("passed", self.passed.clone()),
+            ("imported", self.imported.clone()),
             ("pending", self.pending.clone()),
             ("crowds", self.crowds.clone()),
         ]
@@ -204,20 +213,23 @@ impl Memory {
 }
 
 /// A triplet that waits.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Pending {
     first: Time,
     until: Time,
 }
 
 /// A triplet that has come back.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Passed {
     until: Time,
 }
 
 /// A client whose triplets have come back.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Proven {
     passes: u32,
     /// Whether they were enough when the last one passed.
@@ -227,11 +239,28 @@ struct Proven {
 
 /// The pending triplets of one network, or of an IPv6 site. Counted anew after each window, so it
 /// has between once and twice its bound.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Crowd {
     stored: u32,
     /// In whole seconds since 1970, which takes half the room.
+    #[serde(rename = "until", with = "whole_secs")]
     until_secs: u32,
+}
+
+/// Seconds since 1970, for people a time as any other.
+mod whole_secs {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::{Crowd, Time};
+
+    pub(super) fn serialize<S: Serializer>(secs: &u32, to: S) -> Result<S::Ok, S::Error> {
+        Time::from_secs((*secs).into()).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+        Ok(Crowd::new(0, Time::deserialize(from)?).until_secs)
+    }
 }
 
 impl Crowd {
@@ -382,6 +411,7 @@ pub struct Greylist {
     passed: Arc<Table<Passed>>,
     proven: Arc<Table<Proven>>,
     crowds: Arc<Table<Crowd>>,
+    imports: Imports,
 }
 
 /// What is known of a triplet.
@@ -389,7 +419,7 @@ pub struct Greylist {
 enum Acquaintance {
     /// Its client is proven, or it has passed before; remembered until then.
     Known { until: Time },
-    /// It waits since then, and has waited long enough.
+    /// It waits since then, and has waited long enough; or another daemon knew it.
     Back,
     /// It waits since then.
     Waiting { first: Time },
@@ -408,13 +438,19 @@ impl Greylist {
         if let Some(until) = self.passed.read(triplet, known).or_else(|| self.proven_until(cx)) {
             return Acquaintance::Known { until };
         }
-        match self.pending.read(triplet, |pending| pending.copied()) {
+        let own = match self.pending.read(triplet, |pending| pending.copied()) {
             Some(pending) if pending.forgettable(cx.now) => Acquaintance::New,
             Some(Pending { first, .. }) if cx.now.since(first) < self.delay => {
                 Acquaintance::Waiting { first }
             }
             Some(_) => Acquaintance::Back,
             None => Acquaintance::New,
+        };
+        match own {
+            Acquaintance::New | Acquaintance::Waiting { .. } if self.imports.know(cx) => {
+                Acquaintance::Back
+            }
+            own => own,
         }
     }
 
@@ -525,7 +561,10 @@ impl Greylist {
     /// Whether what was known before the last start has been read again. Until then a triplet that
     /// is not found passes, since it may have waited already.
     fn remembers_all(&self) -> bool {
-        self.pending.is_whole() && self.passed.is_whole() && self.proven.is_whole()
+        self.pending.is_whole()
+            && self.passed.is_whole()
+            && self.proven.is_whole()
+            && self.imports.table.is_whole()
     }
 
     fn store(&self, cx: &Context<'_>) {
@@ -549,13 +588,16 @@ impl Greylist {
         let until = cx.now + self.forget;
         let triplet = self.triplet(cx);
         let _ = self.passed.write(triplet, cx.now, |passed| passed.until = until);
-        if self.pending.take(triplet).is_some() {
+        let waited = self.pending.take(triplet).is_some();
+        if waited || self.imports.know(cx) {
             let client = self.client(cx);
             let _ = self.proven.write(client, cx.now, |proven| {
                 let passes = if proven.forgettable(cx.now) { 0 } else { proven.passes };
                 let passes = passes.saturating_add(1);
                 *proven = Proven { passes, enough: passes >= self.proven_after, until };
             });
+        }
+        if waited {
             self.leave(self.crowd(cx));
             self.site_crowd(cx).into_iter().for_each(|site| self.leave(site));
         }

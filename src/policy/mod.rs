@@ -6,6 +6,7 @@
 pub mod access;
 pub mod decision;
 pub mod greylist;
+pub mod imported;
 pub mod keys;
 pub mod limit;
 pub mod signal;

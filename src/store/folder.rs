@@ -23,6 +23,7 @@ use super::disk::Disk;
 use super::{Backend, Fault, Home};
 use crate::clock::Time;
 use crate::meter::key::Secret;
+use crate::setting::hex;
 
 /// The version of the state that this program writes, and the latest it can read.
 pub const VERSION: u32 = 1;
@@ -40,6 +41,10 @@ pub enum Refused {
         /// The version of its state.
         version: u32,
     },
+    /// There is no state in it, or no folder.
+    Missing,
+    /// Its identity is damaged, or gone while there are tables.
+    Damaged,
     /// The system does not let us.
     Unable(&'static str, io::Error),
 }
@@ -53,6 +58,10 @@ impl Display for Refused {
                 f,
                 "it was written by a later version of postpone (state {version}; this one reads up \
                  to {VERSION}): install that version again, or name another folder"
+            ),
+            Self::Missing => f.write_str("there is no state in it"),
+            Self::Damaged => f.write_str(
+                "the file `identity` is damaged or gone, and its tables mean nothing without it",
             ),
             Self::Unable(what, error) => write!(f, "cannot {what}: {error}"),
         }
@@ -80,11 +89,7 @@ impl Folder {
             .create(path)
             .map_err(unable("make the folder"))?;
         let lock = take_lock(&path.join("lock"))?;
-        let identity = match fs::read(path.join("identity")) {
-            Ok(text) => Identity::read(&text),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Identity::Missing,
-            Err(error) => return Err(Refused::Unable("read the file `identity`", error)),
-        };
+        let identity = Identity::of(path)?;
         let is_new = !matches!(identity, Identity::Ours(_));
         let mut set_aside = Vec::new();
         let secret = match identity {
@@ -100,6 +105,35 @@ impl Folder {
             }
         };
         Ok(Self { path: path.into(), tables: Vec::new(), secret, set_aside, is_new, _lock: lock })
+    }
+
+    /// Takes a folder as it is: nothing is made, and nothing is set aside.
+    pub fn existing(path: &Path) -> Result<Self, Refused> {
+        // Looked at first, so that no lock is made in a folder that has nothing to do with us.
+        if let Identity::Missing = Identity::of(path)? {
+            return Err(if path.join("db").exists() { Refused::Damaged } else { Refused::Missing });
+        }
+        let lock = take_lock(&path.join("lock"))?;
+        let secret = match Identity::of(path)? {
+            Identity::Ours(secret) => secret,
+            Identity::Newer { version } => return Err(Refused::Newer { version }),
+            Identity::Missing | Identity::Damaged => return Err(Refused::Damaged),
+        };
+        let set_aside = Vec::new();
+        let is_new = false;
+        Ok(Self { path: path.into(), tables: Vec::new(), secret, set_aside, is_new, _lock: lock })
+    }
+
+    /// Gives it another secret. Only where no table has an entry: those would mean nothing.
+    pub fn adopt(&mut self, secret: Secret) -> io::Result<()> {
+        write_identity(&self.path, &secret)?;
+        self.secret = secret;
+        Ok(())
+    }
+
+    /// Whether there are tables in it.
+    pub fn has_tables(&self) -> bool {
+        self.path.join("db").exists()
     }
 
     /// Names the tables that are kept in it.
@@ -180,6 +214,14 @@ enum Identity {
 }
 
 impl Identity {
+    fn of(folder: &Path) -> Result<Self, Refused> {
+        match fs::read(folder.join("identity")) {
+            Ok(text) => Ok(Self::read(&text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::Missing),
+            Err(error) => Err(Refused::Unable("read the file `identity`", error)),
+        }
+    }
+
     fn read(text: &[u8]) -> Self {
         let parse = || {
             let mut lines = str::from_utf8(text).ok()?.lines();
@@ -195,19 +237,24 @@ impl Identity {
     }
 }
 
-/// Written beside its place and then moved there, so that it is there whole or not at all.
 fn new_identity(folder: &Path) -> io::Result<Secret> {
     let mut secret = [0; 16];
     rustix::rand::getrandom(&mut secret, rustix::rand::GetRandomFlags::empty())?;
+    let secret = Secret::new(secret);
+    write_identity(folder, &secret)?;
+    Ok(secret)
+}
+
+/// Written beside its place and then moved there, so that it is there whole or not at all.
+fn write_identity(folder: &Path, secret: &Secret) -> io::Result<()> {
     let beside = folder.join("identity.new");
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    let digits = u128::from_be_bytes(secret);
-    write!(file, "postpone state {VERSION}\nsecret {digits:032x}\n")?;
+    let digits = hex(&secret.to_bytes());
+    write!(file, "postpone state {VERSION}\nsecret {digits}\n")?;
     file.sync_all()?;
     fs::rename(&beside, folder.join("identity"))?;
-    File::open(folder)?.sync_all()?;
-    Ok(Secret::new(secret))
+    File::open(folder)?.sync_all()
 }
 
 #[cfg(test)]

@@ -1,3 +1,5 @@
 //! What an administrator runs beside the daemon.
 
 pub mod check;
+pub mod foreign;
+pub mod state;

@@ -16,6 +16,9 @@
 //! - What the last of them is answered; the others pass, and it passes too where nothing is said:
 //!   `pass`, `close REASON [LIMIT] wait=TIME`, `defer REASON [LIMIT] wait=TIME code=451`. The wait
 //!   is the true one, without jitter, to the millisecond and exactly.
+//! - `+12s IMPORTED client 192.0.2.7 36d`: what another greylisting daemon knew is known from here
+//!   on, for so long; also `triplet 192.0.2.0/24 36d sender/recipient`, `sender … name@domain`,
+//!   `domain … domain`, each in the words of that daemon.
 //! - `+12s RELOAD` puts the settings that follow, up to the next `---`, in force.
 //! - `metric NAME{label="value"} = 2`: the sum of the samples that have these labels.
 //! - `#` begins a line of comment.
@@ -28,8 +31,11 @@ use postpone::clock::{Clock, ManualClock, Time};
 use postpone::config::{Checked, Settings, Unusable};
 use postpone::engine::{Answer, Engine, Session};
 use postpone::meter::key::Secret;
+use postpone::meter::record::written;
+use postpone::meter::table::Restored;
 use postpone::meter::units::{Size, Span};
 use postpone::policy::Memory;
+use postpone::policy::imported::{Imported, Known, host, subnet};
 use postpone::smtp::address::{Address, ClientText};
 use postpone::smtp::client::Client;
 use postpone::smtp::event::{Event, Fate};
@@ -50,6 +56,9 @@ pub(crate) fn play(file: &str, text: &str) {
             Some((time, rest)) if rest.trim() == "RELOAD" => {
                 let head = block(&mut lines);
                 stage.at(time).map(|()| stage.reload(file, &head))
+            }
+            Some((time, rest)) if rest.trim().starts_with("IMPORTED ") => {
+                stage.at(time).and_then(|()| stage.imported(rest))
             }
             Some((time, rest)) => stage.at(time).and_then(|()| stage.check(rest)),
             None => Err("expected a time, a client and a command".into()),
@@ -106,6 +115,34 @@ impl Stage {
         self.settings = read(file, head);
         let policy = self.settings.policy(self.engine.memory());
         self.engine.replace_policy(policy.expect("the lists can be read"));
+    }
+
+    /// Fills the table as a start fills it from disk.
+    fn imported(&mut self, line: &str) -> Result<(), String> {
+        let form = "expected IMPORTED client|triplet|sender|domain NETWORK TIME [TEXT]";
+        let words: Vec<_> = line.split_whitespace().skip(1).collect();
+        let [kind, network, time, ref text @ ..] = words[..] else { return Err(form.into()) };
+        let text = text.concat();
+        let (address, make): (_, fn(_) -> _) = match network.strip_suffix("/24") {
+            Some(address) => (address, subnet),
+            None => (network, host),
+        };
+        let network = make(address.parse().map_err(|_| form)?);
+        let known = match kind {
+            "client" => Known::Client(network),
+            "triplet" => Known::Triplet(network, &text),
+            "sender" => Known::Sender(network, &text),
+            "domain" => Known::Domain(network, &text),
+            _ => return Err(form.into()),
+        };
+        let until = self.clock.now() + time.parse::<Span>().map_err(|_| form)?.duration();
+        let memory = self.engine.memory();
+        let (_, table) = memory.kept().find(|(name, _)| *name == "imported").ok_or("no table")?;
+        let record = written(&Imported { until });
+        match table.restore(known.key(memory.secret()), &record, self.clock.now()) {
+            Restored::Kept => Ok(()),
+            Restored::Dropped => Err("it was not taken".into()),
+        }
     }
 
     /// Moves the clock, which only goes forward here.

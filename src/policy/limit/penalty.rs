@@ -36,7 +36,8 @@ impl Params {
 
 /// The offences under one key. An offence is a refusal after the wait of the last one has passed:
 /// who comes back early, or with many connections at once, is refused and not punished again.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Penalty {
     offences: u8,
     /// Until when everything is refused.

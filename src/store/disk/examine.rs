@@ -78,7 +78,7 @@ pub(super) fn last_ends(folder: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
     if !folder.try_exists()? {
         return Ok(Vec::new());
     }
-    let mut ends = Vec::new();
+    let (mut ends, zeros) = (Vec::new(), vec![0; 1 << 16]);
     for path in journals(folder)? {
         let (mut file, mut chunk) = (File::open(&path)?, vec![0; 1 << 16]);
         let (mut begin, mut kept, mut last_two) = (0, 0, [0, 0]);
@@ -87,7 +87,9 @@ pub(super) fn last_ends(folder: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
             if length == kept {
                 break;
             }
-            let windows = chunk[..length].windows(BATCH_END.len()).enumerate();
+            // Most of a journal is the room it was made with: passed over at once.
+            let written = if chunk[..length] == zeros[..length] { &[] } else { &chunk[..length] };
+            let windows = written.windows(BATCH_END.len()).enumerate();
             for (offset, _) in windows.filter(|(_, bytes)| *bytes == BATCH_END) {
                 last_two = [last_two[1], begin + offset as u64];
             }
