@@ -14,6 +14,8 @@ use super::key::Key;
 pub struct Changes {
     stripes: Box<[Mutex<HashTable<Key>>]>,
     noted: AtomicUsize,
+    /// Those that are being written.
+    in_hand: AtomicUsize,
     missed: AtomicBool,
     /// Whether anybody will look.
     wanted: AtomicBool,
@@ -30,6 +32,7 @@ impl Default for Changes {
         Self {
             stripes: (0..STRIPES).map(|_| Mutex::new(HashTable::new())).collect(),
             noted: AtomicUsize::new(0),
+            in_hand: AtomicUsize::new(0),
             missed: AtomicBool::new(false),
             wanted: AtomicBool::new(false),
         }
@@ -59,7 +62,8 @@ impl Changes {
         self.noted.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes up to so many of the noted keys, or a few more.
+    /// Takes up to so many of the noted keys, or a few more. They are behind until they are
+    /// [`done`](Self::done) or [put back](Self::put_back).
     pub fn take(&self, most: usize) -> Vec<Key> {
         let mut taken = Vec::new();
         for stripe in &self.stripes {
@@ -67,10 +71,27 @@ impl Changes {
                 break;
             }
             let keys = std::mem::take(&mut *lock(stripe));
+            self.in_hand.fetch_add(keys.len(), Ordering::Relaxed);
             self.noted.fetch_sub(keys.len(), Ordering::Relaxed);
             taken.extend(keys);
         }
         taken
+    }
+
+    /// So many of those taken have been written.
+    pub fn done(&self, keys: usize) {
+        self.in_hand.fetch_sub(keys, Ordering::Relaxed);
+    }
+
+    /// These were taken and could not be written.
+    pub fn put_back(&self, keys: &[Key]) {
+        keys.iter().for_each(|key| self.note(*key));
+        self.done(keys.len());
+    }
+
+    /// How many keys are noted, or taken and not written yet.
+    pub fn behind(&self) -> usize {
+        self.len() + self.in_hand.load(Ordering::Relaxed)
     }
 
     /// How many keys are noted.
@@ -115,6 +136,10 @@ mod tests {
         assert_eq!(changes.len(), 2);
         assert_eq!(changes.take(usize::MAX).len(), 2);
         assert!(changes.is_empty() && !changes.missed());
+        assert_eq!(changes.behind(), 2, "they are taken, and not written");
+        changes.done(1);
+        changes.put_back(&[key(2)]);
+        assert_eq!((changes.len(), changes.behind()), (1, 1));
     }
 
     #[test]

@@ -81,7 +81,7 @@ impl Memory {
 
     /// Changes that have not been written down yet.
     pub fn behind(&self) -> usize {
-        let behind = |(_, table): (_, Arc<dyn Kept>)| table.changes().map_or(0, Changes::len);
+        let behind = |(_, table): (_, Arc<dyn Kept>)| table.changes().map_or(0, Changes::behind);
         self.kept().map(behind).sum()
     }
 

@@ -67,6 +67,7 @@ impl Keeper {
             table.changes().inspect(|changes| changes.begin());
         }
         engine.telemetry().state_written(0, engine.now());
+        engine.telemetry().state_loading(true);
         let (sender, messages) = mpsc::channel();
         let writer = Writer {
             home,
@@ -124,12 +125,13 @@ struct Writer {
 /// What the readers have in common with the writer.
 struct Books {
     engine: Arc<Engine>,
-    tables: Vec<(&'static str, Arc<dyn Kept>)>,
+    tables: Vec<NamedTable>,
     /// Held while something is committed that was looked up in memory before.
     writing: Mutex<()>,
 }
 
 type Opened = Arc<dyn Backend>;
+type NamedTable = (&'static str, Arc<dyn Kept>);
 
 impl Writer {
     fn run(mut self) -> Result<(), Fault> {
@@ -202,10 +204,12 @@ impl Writer {
     fn work(&mut self, backend: &Opened, stopping: &mut bool) -> Result<(), Fault> {
         match self.known {
             Known::Unread => {
-                *stopping = self.read_everything(&**backend)?;
-                if !*stopping {
-                    self.known = Known::Whole;
+                self.read_everything(&**backend, stopping)?;
+                if *stopping {
+                    // The rest is written at the end.
+                    return Ok(());
                 }
+                self.known = Known::Whole;
             }
             Known::Salvaged => {
                 self.everything_is_whole();
@@ -215,22 +219,27 @@ impl Writer {
             Known::Whole => {}
         }
         self.write_changes(&**backend)?;
-        // Not a short-circuit: each must be asked.
-        let missed: Vec<bool> =
-            self.books.tables.iter().map(|(_, table)| missed(&**table)).collect();
-        if missed.contains(&true) {
-            warn!("more has changed than could be noted: state is written as a whole");
-            for ((name, table), _) in
-                self.books.tables.iter().zip(missed).filter(|(_, missed)| *missed)
-            {
-                let rewritten = self
-                    .write_table(&**backend, name, &**table)
-                    .and_then(|()| self.remove_unknown(&**backend, name, &**table));
-                if rewritten.is_err() {
-                    table.changes().inspect(|changes| changes.miss());
-                }
-                rewritten?;
+        self.write_missed(&**backend)
+    }
+
+    /// Writes those tables as a whole in which more has changed than could be noted.
+    fn write_missed(&self, backend: &dyn Backend) -> Result<(), Fault> {
+        for (number, (name, table)) in self.books.tables.iter().enumerate() {
+            if !missed(&**table) {
+                continue;
             }
+            warn!(table = name, "more has changed than could be noted: it is written as a whole");
+            let rewritten = self.write_table(backend, number).and_then(|()| {
+                // What was not read yet is not known, but not gone.
+                if self.known == Known::Unread {
+                    return Ok(());
+                }
+                self.remove_unknown(backend, number)
+            });
+            if rewritten.is_err() {
+                table.changes().inspect(|changes| changes.miss());
+            }
+            rewritten?;
         }
         Ok(())
     }
@@ -242,6 +251,7 @@ impl Writer {
             self.write_everything(&**backend, |_| true)?;
         }
         self.write_changes(&**backend)?;
+        self.write_missed(&**backend)?;
         self.write_everything(&**backend, |table| table.changes().is_none())?;
         info!(took = ?self.books.engine.now().since(begun), "state saved");
         Ok(())
@@ -302,20 +312,31 @@ impl Writer {
     /// Writes the newest value of all that was noted. What cannot be written stays noted.
     fn write_changes(&self, backend: &dyn Backend) -> Result<(), Fault> {
         let begun = self.books.engine.now();
-        for (name, table) in &self.books.tables {
-            let Some(changes) = table.changes() else { continue };
-            for _ in 0..=changes.len() / BATCH {
-                let keys = changes.take(BATCH);
-                let written = self
-                    .changes(backend, name, &**table, &keys)
-                    .and_then(|mut batch| self.books.commit(backend, &mut batch));
-                if let Err(fault) = written {
-                    keys.iter().for_each(|key| changes.note(*key));
-                    return Err(fault);
-                }
-            }
-        }
+        self.write_changes_of(backend, &self.books.tables)?;
         self.books.engine.telemetry().state_written(backend.bytes(), begun);
+        Ok(())
+    }
+
+    /// The same for the first so many tables.
+    ///
+    /// The last one is looked at first and written last: what is gone from it may have gone into
+    /// one before it, where it was noted by then. A triplet that has passed is on disk as passed
+    /// before it is none that waits any more.
+    fn write_changes_of(&self, backend: &dyn Backend, tables: &[NamedTable]) -> Result<(), Fault> {
+        let Some(((name, table), before)) = tables.split_last() else { return Ok(()) };
+        let Some(changes) = table.changes() else { return self.write_changes_of(backend, before) };
+        for _ in 0..=changes.len() / BATCH {
+            let keys = changes.take(BATCH);
+            let written = self.changes(backend, name, &**table, &keys).and_then(|mut batch| {
+                self.write_changes_of(backend, before)?;
+                self.books.commit(backend, &mut batch)
+            });
+            if let Err(fault) = written {
+                changes.put_back(&keys);
+                return Err(fault);
+            }
+            changes.done(keys.len());
+        }
         Ok(())
     }
 
@@ -324,47 +345,48 @@ impl Writer {
         backend: &dyn Backend,
         which: impl Fn(&dyn Kept) -> bool,
     ) -> Result<(), Fault> {
-        for (name, table) in self.books.tables.iter().filter(|(_, table)| which(&**table)) {
-            self.write_table(backend, name, &**table)?;
+        for (number, (_, table)) in self.books.tables.iter().enumerate() {
+            if which(&**table) {
+                self.write_table(backend, number)?;
+            }
         }
         Ok(())
     }
 
     /// Writes all of a table, and what changes meanwhile in between.
-    fn write_table(
-        &self,
-        backend: &dyn Backend,
-        name: &'static str,
-        table: &dyn Kept,
-    ) -> Result<(), Fault> {
+    fn write_table(&self, backend: &dyn Backend, number: usize) -> Result<(), Fault> {
+        let (name, table) = &self.books.tables[number];
+        let before = &self.books.tables[..number];
         let mut batch = Vec::with_capacity(BATCH);
         for part in 0..table.parts() {
-            batch.extend(self.changes(backend, name, table, &table.keys(part))?);
+            batch.extend(self.changes(backend, name, &**table, &table.keys(part))?);
             if batch.len() >= BATCH {
+                self.write_changes_of(backend, before)?;
                 self.books.commit(backend, &mut batch)?;
                 self.write_changes(backend)?;
             }
         }
+        self.write_changes_of(backend, before)?;
         self.books.commit(backend, &mut batch)
     }
 
     /// Removes what is kept of a table and not in it.
-    fn remove_unknown(
-        &self,
-        backend: &dyn Backend,
-        name: &'static str,
-        table: &dyn Kept,
-    ) -> Result<(), Fault> {
+    fn remove_unknown(&self, backend: &dyn Backend, number: usize) -> Result<(), Fault> {
+        let (name, table) = &self.books.tables[number];
         for first_byte in 0..=u8::MAX {
             let mut keys = Vec::new();
             backend.scan(name, first_byte, &mut |key, _| keys.push(key))?;
-            self.books.remove_if_unknown(backend, name, table, &keys)?;
+            keys.retain(|key| table.written(Key::from_bytes(*key)).is_none());
+            if !keys.is_empty() {
+                self.write_changes_of(backend, &self.books.tables[..number])?;
+                self.books.remove_if_unknown(backend, name, &**table, &keys)?;
+            }
         }
         Ok(())
     }
 
-    /// Reads all tables back while what changes is written; returns whether it was told to stop.
-    fn read_everything(&mut self, backend: &dyn Backend) -> Result<bool, Fault> {
+    /// Reads all tables back while what changes is written, unless it is told to stop.
+    fn read_everything(&mut self, backend: &dyn Backend, stopping: &mut bool) -> Result<(), Fault> {
         let begun = self.books.engine.now();
         self.books.engine.telemetry().state_loading(true);
         let reading = Reading::new(self.books.tables.len());
@@ -377,7 +399,7 @@ impl Writer {
             // Nobody listens any more if it was told to stop.
             let _ = sender.send(Message::ReaderEnded);
         };
-        let stopped = thread::scope(|scope| {
+        *stopping = thread::scope(|scope| {
             for _ in 0..READERS {
                 scope.spawn(read);
             }
@@ -407,12 +429,12 @@ impl Writer {
         });
         let entries = reading.entries.into_inner();
         let fault = reading.fault.into_inner().unwrap_or_else(PoisonError::into_inner);
-        if !stopped {
+        if !*stopping {
             let took = self.books.engine.now().since(begun);
             info!(entries, ?took, "state loaded");
             self.everything_is_whole();
         }
-        fault.map_or(Ok(stopped), Err)
+        fault.map_or(Ok(()), Err)
     }
 
     /// Gives space back if much of it is wasted, on a thread of its own: it takes its time.

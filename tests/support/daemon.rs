@@ -94,13 +94,17 @@ impl Daemon {
 
     /// Serves as a policy service, and not as a milter.
     pub fn policy_service(policy: &str) -> Self {
-        Self::listening(
-            Folder::new("daemon"),
-            Listener::none(),
-            free_endpoint(),
-            RunBy::default(),
-            policy,
-        )
+        Self::policy_service_run_by(&[], &[], policy)
+    }
+
+    /// The same, run by this command, with these variables in its environment.
+    pub fn policy_service_run_by(
+        command: &[&str],
+        variables: &[(&str, &str)],
+        policy: &str,
+    ) -> Self {
+        let run_by = RunBy { command, variables };
+        Self::listening(Folder::new("daemon"), Listener::none(), free_endpoint(), run_by, policy)
     }
 
     /// The same on a unix socket.
@@ -154,6 +158,11 @@ impl Daemon {
     pub fn reload(&self, policy: &str) {
         self.folder.write("postpone.toml", &settings(&self.listen, self.http, policy));
         self.signal(Signal::HUP);
+    }
+
+    /// The number of its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn signal(&self, signal: Signal) {

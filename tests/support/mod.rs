@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod front;
 pub mod milter;
 pub mod mx;
+pub mod policy;
 pub mod postfix;
 pub mod sendmail;
 pub mod smtp;

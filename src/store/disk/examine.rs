@@ -30,8 +30,19 @@ pub(super) fn examine(folder: &Path) -> io::Result<()> {
             name.to_str().and_then(|n| n.parse().ok()).ok_or_else(|| damaged(&tree.path()))?;
         kept |= examine_tree(&tree.path())? && id > 0;
     }
-    if kept && !(version.try_exists()? && trees.join("0/current").try_exists()?) {
+    let begun = fs::metadata(&version).is_ok_and(|version| version.len() > 0);
+    // Without its journal fjall would count from zero again, and pass over all that is written from
+    // then on when it is opened next.
+    if kept && !(begun && trees.join("0/current").try_exists()? && !journals(folder)?.is_empty()) {
         return Err(damaged(folder));
+    }
+    if !kept
+        && !begun
+        && folder.try_exists()?
+        && last_ends(folder)?.iter().all(|(_, end)| *end == 0)
+    {
+        // fjall was stopped while it made all this, and would not go on from there.
+        fs::remove_dir_all(folder)?;
     }
     Ok(())
 }
@@ -78,17 +89,18 @@ pub(super) fn last_ends(folder: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
     if !folder.try_exists()? {
         return Ok(Vec::new());
     }
-    let (mut ends, zeros) = (Vec::new(), vec![0; 1 << 16]);
+    let mut ends = Vec::new();
     for path in journals(folder)? {
         let (mut file, mut chunk) = (File::open(&path)?, vec![0; 1 << 16]);
         let (mut begin, mut kept, mut last_two) = (0, 0, [0, 0]);
+        let blank = vec![0; chunk.len()];
         loop {
             let length = kept + file.read(&mut chunk[kept..])?;
             if length == kept {
                 break;
             }
-            // Most of a journal is the room it was made with: passed over at once.
-            let written = if chunk[..length] == zeros[..length] { &[] } else { &chunk[..length] };
+            // A journal's file is made with its full length, most of which stays blank.
+            let written = if chunk[..length] == blank[..length] { &[] } else { &chunk[..length] };
             let windows = written.windows(BATCH_END.len()).enumerate();
             for (offset, _) in windows.filter(|(_, bytes)| *bytes == BATCH_END) {
                 last_two = [last_two[1], begin + offset as u64];
