@@ -29,7 +29,8 @@
 //! 3. [`policy`]: the signals, one file each, that assess an event and settle.
 //! 4. [`telemetry`]: every metric, label and log field, once.
 //! 5. [`engine`]: the seam of all these, and the [`engine::Session`] that a front holds.
-//! 6. [`front`]: protocols: the milter, Postfix's policy service, metrics over HTTP.
+//! 6. [`store`]: memory that outlives the process, written behind by a thread of its own. [`front`]:
+//!    protocols: the milter, Postfix's policy service, metrics over HTTP.
 //! 7. [`config`]: the sum of every part's parameters.
 //! 8. [`daemon`], [`tool`]: what the binary's subcommands do.
 //!
@@ -53,6 +54,11 @@
 //!   hears later; it is logged when the client hears it, or when it has gone without hearing it.
 //! - Beside a milter the policy service leaves limits to it: only the milter knows what it has
 //!   charged a message already. Greylisting and access answer in both.
+//! - A table is shards of our own over `hashbrown`, not a dashmap: to drop the least worthy of a few
+//!   entries, and to sweep a part of a table, takes buckets that can be looked at by their number.
+//! - The state of limits is kept as absolute times and so may be older than a crash; what is read
+//!   back is joined with what has changed meanwhile by [`meter::record::Stored::fold`], for which
+//!   neither order nor repetition matters.
 //! - Log lines go to standard error through a bounded queue, also under systemd: journald's own
 //!   protocol would make the mail path wait for a journal that is stuck.
 //!

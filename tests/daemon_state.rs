@@ -1,6 +1,8 @@
 //! What the daemon knows after it was stopped, killed, run over by a full or a stalled disk, and
 //! found its files damaged. With a real disk; the store's own laws are in `tests/store.rs`.
 
+#![allow(clippy::unwrap_used)] // what goes wrong in here has to fail the test
+
 mod support;
 
 use std::collections::BTreeSet;
@@ -358,8 +360,10 @@ fn opened(folder: &Path) -> Box<dyn Backend> {
 const CUT: &str = "its end is cut off";
 const EMPTY: &str = "it is empty";
 
-/// What befalls a file.
-const HARMS: [(&str, fn(&Path)); 5] = [
+/// What befalls a folder: its name, and how it is done.
+type Harm = (&'static str, fn(&Path));
+
+const HARMS: [Harm; 5] = [
     ("a bit is flipped in its middle", |path| {
         change(path, |bytes| {
             let middle = used(bytes) / 2;
@@ -678,7 +682,7 @@ fn it_serves_while_it_reads_two_hundred_thousand_entries() {
     assert_eq!(smtpd.ask(BERT, "anybody"), DUNNO, "it may have waited before");
     let page = daemon.get("/metrics");
     assert!(page.contains("\npostpone_state_loading 1\n"), "{page}");
-    loaded(&daemon);
+    daemon.line("the state to be read", |line| line.contains("state loaded"));
     let lines = daemon.lines();
     let at = |what: &str| lines.iter().position(|line| line.contains(what)).unwrap();
     assert!(at("serving") < at("state loaded"));

@@ -14,11 +14,11 @@ use std::time::Duration;
 use super::{Answer, Door, Engine, Refused, Speak};
 use crate::clock::Time;
 use crate::meter::key::Key;
-use crate::policy::Policy;
 use crate::policy::decision::Decision;
 use crate::policy::keys::Keys;
 use crate::policy::signal::{Arrival, Context, Ledger};
 use crate::policy::standing::Standing;
+use crate::policy::{self, Policy};
 use crate::smtp::client::{Client, Network};
 use crate::smtp::event::{Event, Fate, Kind};
 use crate::smtp::pool::Pool;
@@ -229,7 +229,9 @@ impl Session {
             let id = self.engine.next_id(now);
             self.tell(&event, &decision, id, decision.wait())
         } else {
-            self.engine.telemetry.passed();
+            if policy::can_be_refused(&event) {
+                self.engine.telemetry.passed();
+            }
             Answer::Pass
         };
         match event {

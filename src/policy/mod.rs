@@ -228,7 +228,7 @@ impl Policy {
 
 /// At the end of a message a refusal would come too late, and a recipient that the MTA has refused
 /// cannot be refused again.
-fn can_be_refused(event: &Event) -> bool {
+pub fn can_be_refused(event: &Event) -> bool {
     match event {
         Event::Connect | Event::Helo { .. } | Event::Mail { .. } | Event::Data { .. } => true,
         Event::Recipient { fate, .. } => *fate == Fate::Offered,

@@ -6,7 +6,7 @@
 //! Who commits waits for the disk. So does [`Backend::compact`]; a scan waits at most while fjall
 //! renames a table's list of files. [`Backend::bytes`] never waits.
 //!
-//! fjall does not expect a damaged file. So [`examine`] looks at the files first, and [`caught`]
+//! fjall does not expect a damaged file. So `examine` looks at the files first, and `caught`
 //! stands around every call.
 
 mod examine;
