@@ -155,8 +155,13 @@ impl Writer {
             {
                 self.trouble("cannot be written", &fault);
                 backend = None;
-                next_try = flushes.saturating_add(pause);
+                let salvaging = self.known == Known::Salvaged;
                 self.put_right(&fault);
+                if self.known == Known::Salvaged && !salvaging {
+                    // What could be read is in memory only until it is written anew.
+                    continue;
+                }
+                next_try = flushes.saturating_add(pause);
             }
             stopping = stopping || self.told_to_stop(self.flush);
             flushes = flushes.saturating_add(1);

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_128;
 
 /// What fjall writes behind each batch of its journal.
-const BATCH_END: &[u8] = b"FJL\x03";
+const BATCH_END: &[u8; 4] = b"FJL\x03";
 
 /// Refuses what fjall would abort on, or answer by removing what it does not know.
 pub(super) fn examine(folder: &Path) -> io::Result<()> {
@@ -102,7 +102,7 @@ pub(super) fn last_ends(folder: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
             // A journal's file is made with its full length, most of which stays blank.
             let written = if chunk[..length] == blank[..length] { &[] } else { &chunk[..length] };
             let windows = written.windows(BATCH_END.len()).enumerate();
-            for (offset, _) in windows.filter(|(_, bytes)| *bytes == BATCH_END) {
+            for (offset, _) in windows.filter(|(_, bytes)| bytes.first_chunk() == Some(BATCH_END)) {
                 last_two = [last_two[1], begin + offset as u64];
             }
             kept = length.min(BATCH_END.len() - 1);
