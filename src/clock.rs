@@ -58,18 +58,37 @@ impl Display for Time {
     }
 }
 
-/// RFC 3339 in UTC; a blank may stand for the `T`, and fraction and `Z` may be missing.
+/// RFC 3339; a blank may stand for the `T`, and the fraction, and `Z`, may be missing.
 impl FromStr for Time {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let moment = humantime::parse_rfc3339_weak(text).ok();
-        let since_epoch = moment.and_then(|moment| moment.duration_since(UNIX_EPOCH).ok());
-        let nanos = since_epoch.and_then(|since| u64::try_from(since.as_nanos()).ok());
-        nanos
-            .map(Self)
-            .ok_or_else(|| format!("expected a time such as 2026-11-21T22:07:20.5Z, not {text:?}"))
+        let read = || {
+            let (local, ahead) = zone(text)?;
+            let moment = humantime::parse_rfc3339_weak(local).ok()?;
+            let since_epoch = moment.duration_since(UNIX_EPOCH).ok()?.as_nanos();
+            let nanos = i128::try_from(since_epoch).ok()? - i128::from(ahead) * 1_000_000_000;
+            u64::try_from(nanos).ok().map(Self)
+        };
+        read().ok_or_else(|| format!("expected a time such as 2026-11-21T22:07:20Z, not {text:?}"))
     }
+}
+
+/// A time without its zone, and by how many seconds that is ahead of UTC.
+fn zone(text: &str) -> Option<(&str, i64)> {
+    let at = text.len().checked_sub("+01:00".len());
+    let Some((local, zone)) = at.and_then(|at| text.split_at_checked(at)) else {
+        return Some((text, 0));
+    };
+    let sign = match zone.as_bytes()[0] {
+        b'+' => 1,
+        b'-' if local.contains(':') => -1,
+        _ => return Some((text, 0)),
+    };
+    let (hours, minutes) = zone[1..].split_once(':')?;
+    let number = |digits: &str| digits.parse::<u8>().ok().filter(|_| digits.len() == 2);
+    let (hours, minutes) = (number(hours)?, number(minutes).filter(|minutes| *minutes < 60)?);
+    Some((local, sign * i64::from(u32::from(hours) * 3_600 + u32::from(minutes) * 60)))
 }
 
 impl Serialize for Time {
@@ -169,11 +188,21 @@ mod tests {
             assert_eq!(text.parse(), Ok(Time::from_nanos(nanos)));
         }
         assert_eq!("2026-11-21 22:07:20".parse(), Ok(Time::from_secs(1_795_298_840)));
+        assert_eq!("2026-11-21T23:07:20+01:00".parse(), Ok(Time::from_secs(1_795_298_840)));
+        assert_eq!("2026-11-21T19:37:20-02:30".parse(), Ok(Time::from_secs(1_795_298_840)));
     }
 
     #[test]
     fn what_is_no_time_or_cannot_be_held_is_refused() {
-        for text in ["", "now", "2026-11-21", "1969-12-31T23:59:59Z", "2555-01-01T00:00:00Z"] {
+        for text in [
+            "",
+            "now",
+            "2026-11-21",
+            "1969-12-31T23:59:59Z",
+            "2555-01-01T00:00:00Z",
+            "2026-11-21T23:07:20+1:00",
+            "é+01:00",
+        ] {
             assert!(text.parse::<Time>().is_err(), "{text}");
         }
     }

@@ -20,6 +20,7 @@ use crate::meter::key::{Key, Secret};
 use crate::meter::record::{Record, Worth};
 use crate::meter::table::Table;
 use crate::policy::decision::Reason;
+use crate::policy::load::{Crossing, Sample};
 use crate::policy::signal::{Arrival, Ends};
 use crate::policy::{Memory, Policy};
 use crate::smtp::client::{Client, Network, Prefixes};
@@ -171,6 +172,17 @@ impl Engine {
         self.held.sweep(now, parts);
         self.tell_of_greylisting(now);
         self.telemetry.upkeep();
+    }
+
+    /// Takes in what the sensors of the load say now. Beside the mail path, and by one only.
+    pub fn observe(&self, samples: Vec<Sample>) -> Option<Crossing> {
+        let (load, policy) = (&self.memory.load, self.policy.load());
+        let crossing = load.observe(samples, policy.load(), self.clock.now());
+        self.telemetry.sensors(&load.sensors(), load.level(), load.shares());
+        if let Some(crossing) = &crossing {
+            self.telemetry.crossed(crossing);
+        }
+        crossing
     }
 
     /// All metrics, as of now.

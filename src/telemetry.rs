@@ -17,6 +17,7 @@ use tracing::{error, info, warn};
 use crate::clock::Time;
 use crate::meter::table::Size;
 use crate::policy::decision::{Decision, Refusal};
+use crate::policy::load::{self, Crossing, Level, Seen};
 use crate::policy::signal::Ends;
 use crate::setting::Mode;
 use crate::smtp::event::Kind;
@@ -297,6 +298,42 @@ impl Telemetry {
         });
     }
 
+    /// What the sensors say, by their names from the settings.
+    pub fn sensors(&self, seen: &[Seen], level: Level, shares: [f32; load::STANDINGS]) {
+        with_local_recorder(&self.recorder, || {
+            gauge!(names::LOAD_LEVEL).set(f64::from(level as u8));
+            for (standing, share) in ["suspect", "unknown", "proven"].into_iter().zip(shares) {
+                gauge!(names::LOAD_ADMITTED, "standing" => standing).set(f64::from(share));
+            }
+            for Seen { sample, level } in seen {
+                let name = sample.sensor.to_string();
+                let on = if sample.reading.is_ok() { 1.0 } else { 0.0 };
+                gauge!(names::SENSOR_ON, "sensor" => name.clone()).set(on);
+                let reading = sample.reading.as_ref().copied().unwrap_or(f64::NAN);
+                gauge!(names::SENSOR, "sensor" => name.clone()).set(reading);
+                gauge!(names::SENSOR_LEVEL, "sensor" => name).set(f64::from(*level as u8));
+            }
+        });
+    }
+
+    /// The level has changed.
+    pub fn crossed(&self, crossing: &Crossing) {
+        let Crossing { from, to, cause } = crossing;
+        let sensor = cause.as_ref().map_or("none", |cause| &*cause.sensor).to_owned();
+        with_local_recorder(&self.recorder, || {
+            counter!(names::CROSSINGS, "level" => to.name(), "sensor" => sensor.clone())
+                .increment(1);
+        });
+        let (level, from) = (to.name(), from.name());
+        match cause {
+            Some(cause) if to.name() != "normal" => {
+                let (value, mark) = (cause.reading, cause.mark);
+                warn!(level, from, sensor, value, mark, "load");
+            }
+            _ => info!(level, from, "load"),
+        }
+    }
+
     /// Whether what was kept is being read back.
     pub fn state_loading(&self, loading: bool) {
         with_local_recorder(&self.recorder, || {
@@ -416,6 +453,12 @@ mod names {
     pub(super) const BYTES: &str = "postpone_table_bytes";
     pub(super) const TURNED_AWAY: &str = "postpone_table_turned_away_total";
     pub(super) const EVICTED: &str = "postpone_table_evicted_total";
+    pub(super) const LOAD_LEVEL: &str = "postpone_load_level";
+    pub(super) const LOAD_ADMITTED: &str = "postpone_load_admitted_ratio";
+    pub(super) const SENSOR: &str = "postpone_load_sensor";
+    pub(super) const SENSOR_ON: &str = "postpone_load_sensor_on";
+    pub(super) const SENSOR_LEVEL: &str = "postpone_load_sensor_level";
+    pub(super) const CROSSINGS: &str = "postpone_load_crossings_total";
     pub(super) const STATE_LOADING: &str = "postpone_state_loading";
     pub(super) const STATE_LOADED: &str = "postpone_state_loaded_entries";
     pub(super) const STATE_WRITTEN: &str = "postpone_state_written_total";
@@ -439,6 +482,15 @@ fn describe() {
     describe_gauge!(names::BYTES, "Memory that each table takes, with the room kept for more");
     describe_counter!(names::TURNED_AWAY, "New entries a full table did not store");
     describe_counter!(names::EVICTED, "Entries of a full table that made room for new ones");
+    describe_gauge!(names::LOAD_LEVEL, "0 normal, 1 elevated, 2 high, 3 critical");
+    describe_gauge!(names::LOAD_ADMITTED, "The part of new sessions that load lets in");
+    describe_gauge!(names::SENSOR, "What a sensor of the load says, in its own unit");
+    describe_gauge!(names::SENSOR_ON, "0 where a sensor of the load cannot be read");
+    describe_gauge!(names::SENSOR_LEVEL, "The level that a sensor asks for");
+    describe_counter!(
+        names::CROSSINGS,
+        "Changes of the load's level, and the sensor that caused it"
+    );
     describe_gauge!(names::STATE_LOADING, "1 while what was kept is being read back");
     describe_gauge!(names::STATE_LOADED, "Entries that were read back at the start");
     describe_counter!(names::STATE_WRITTEN, "Entries written to disk");

@@ -61,6 +61,7 @@ scenarios! {
     host
     host_sessions
     keys
+    load
     messages
     networks
     penalty

@@ -1,22 +1,27 @@
 //! The settings: the sum of every part's parameters. Read, check, print, and what a reload may
 //! change.
 
+pub mod load;
 pub mod read;
 
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use self::read::{Problem, Reader};
 use crate::front::listen::{self, Protocol};
 use crate::meter::units::Span;
+use crate::policy::access::Lists;
 use crate::policy::limit::dimension::Dimension;
 use crate::policy::limit::params::{Count, Measured};
 use crate::policy::standing::Standing;
-use crate::policy::{Bounds, ClientParams, Memory, Parts, Policy, access, greylist, limit};
+use crate::policy::{
+    Bounds, ClientParams, Memory, Parts, Policy, access, greylist, limit, maintenance,
+};
 use crate::setting::{Complaint, Expected, OrNone};
 use crate::smtp::template::{LONGEST_HOSTNAME, LONGEST_URL, Placeholder};
 
@@ -37,6 +42,10 @@ pub struct Settings {
     pub limit: Vec<limit::Params>,
     /// `[greylist]`
     pub greylist: greylist::Params,
+    /// `[load]`
+    pub load: load::Load,
+    /// `[maintenance]`
+    pub maintenance: load::Maintenance,
     /// `[state]`
     pub state: State,
     /// `[log]`
@@ -53,6 +62,8 @@ impl Default for Settings {
             access: access::Params::default(),
             limit: limit::Params::built_in(),
             greylist: greylist::Params::default(),
+            load: load::Load::default(),
+            maintenance: load::Maintenance::default(),
             state: State::default(),
             log: Log::default(),
         }
@@ -292,6 +303,10 @@ impl Settings {
             complaints
         });
         let greylist = reader.section(&mut root, "greylist", greylist::Params::check);
+        let load = reader.section(&mut root, "load", load::Load::check);
+        let maintenance = reader.section(&mut root, "maintenance", |m: &load::Maintenance| {
+            Lists::of("allow", &m.allow, |path| fs::read_to_string(path)).err().unwrap_or_default()
+        });
         let state = reader.section(&mut root, "state", State::check);
         let log = reader.section(&mut root, "log", |_: &Log| Vec::new());
         reader.nothing_left(root, &SECTIONS);
@@ -308,6 +323,8 @@ impl Settings {
             access,
             limit: limit.unwrap_or(built_in.limit),
             greylist,
+            load,
+            maintenance,
             state,
             log,
         };
@@ -337,6 +354,14 @@ impl Settings {
                 access: access::Access::new(&self.access, |path| fs::read_to_string(path))?,
                 limits: &self.limit,
                 greylist: &self.greylist,
+                load: self.load.params(),
+                maintenance: maintenance::Params {
+                    until: self.maintenance.until.as_option().copied(),
+                    allow: Lists::of("allow", &self.maintenance.allow, |path| {
+                        fs::read_to_string(path)
+                    })?,
+                    reply: Arc::new(self.maintenance.reply.clone()),
+                },
             },
             memory,
         ))
@@ -430,8 +455,19 @@ fn can_never_fire(
 }
 
 /// The sections, as they stand in a file.
-const SECTIONS: [&str; 9] =
-    ["server", "listen", "control", "client", "access", "limit", "greylist", "state", "log"];
+const SECTIONS: [&str; 11] = [
+    "server",
+    "listen",
+    "control",
+    "client",
+    "access",
+    "limit",
+    "greylist",
+    "load",
+    "maintenance",
+    "state",
+    "log",
+];
 
 /// Settings that can be used, and what was noticed in them.
 #[derive(Debug)]

@@ -54,6 +54,19 @@ impl Quota {
         Self { burst, ..self }
     }
 
+    /// So much of it: fewer in the same time, and a smaller burst, each one at least.
+    #[must_use]
+    pub fn times(&self, factor: f32) -> Self {
+        if !(factor > 0.0 && factor < 1.0) {
+            return *self;
+        }
+        let part = |whole: NonZeroU64, by: f64| {
+            NonZeroU64::new((whole.get() as f64 * by) as u64).unwrap_or(NonZeroU64::MIN)
+        };
+        let factor = f64::from(factor);
+        Self { period: part(self.period, 1.0 / factor), burst: part(self.burst, factor), ..*self }
+    }
+
     /// Whether it counts events or bytes.
     pub fn unit(&self) -> Unit {
         self.unit

@@ -96,6 +96,8 @@ impl Display for Size {
     }
 }
 
+as_text!(Size);
+
 fn number_with_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);

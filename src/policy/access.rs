@@ -135,7 +135,7 @@ struct Required {
 
 /// Lists of clients, looked up by longest match.
 #[derive(Default)]
-struct Lists {
+pub struct Lists {
     ipv4: PrefixMap<Ipv4Net, Listed>,
     ipv6: PrefixMap<Ipv6Net, Listed>,
     names: HashMap<Box<str>, Listed>,
@@ -217,6 +217,22 @@ impl Access {
 }
 
 impl Lists {
+    /// Clients that are named by these entries; `read` returns the text of a file they name.
+    pub fn of(
+        key: &'static str,
+        entries: &[Entry],
+        read: impl Fn(&Path) -> std::io::Result<String>,
+    ) -> Result<Self, Vec<Complaint>> {
+        let mut lists = Self::default();
+        let complaints = lists.add_all(key, entries, Listed::Allowed, &read);
+        if complaints.is_empty() { Ok(lists) } else { Err(complaints) }
+    }
+
+    /// Whether a client is named.
+    pub(super) fn names(&self, client: &Client) -> bool {
+        self.find(client).is_some()
+    }
+
     fn add_all(
         &mut self,
         key: &'static str,

@@ -5,6 +5,8 @@ use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::load::{Cause, Level, Rounded};
+use crate::clock::Time;
 use crate::meter::quota::Quota;
 use crate::meter::units::{Size, Span};
 use crate::setting::Mode;
@@ -22,6 +24,10 @@ pub enum Reason {
     Rate,
     /// First contact.
     Greylist,
+    /// The host bears no more.
+    Load,
+    /// The host is being worked on.
+    Maintenance,
 }
 
 impl Reason {
@@ -32,6 +38,8 @@ impl Reason {
             Self::Sessions => "sessions",
             Self::Rate => "rate",
             Self::Greylist => "greylist",
+            Self::Load => "load",
+            Self::Maintenance => "maintenance",
         }
     }
 }
@@ -108,6 +116,27 @@ pub enum Why {
         /// How long it must wait.
         delay: Duration,
     },
+    /// A host that bears no more of such clients.
+    Load {
+        /// How it is.
+        level: Level,
+        /// The sensor that says so.
+        cause: Cause,
+    },
+    /// A network that holds its part of the sessions while the host is short.
+    Share {
+        /// Sessions it holds.
+        held: u32,
+        /// How many it may hold.
+        most: u32,
+        /// All sessions that are open, with this one.
+        open: u32,
+    },
+    /// A host that is being worked on.
+    Maintenance {
+        /// When it is over.
+        until: Time,
+    },
 }
 
 impl Why {
@@ -118,6 +147,8 @@ impl Why {
             Self::Sessions { .. } => Reason::Sessions,
             Self::Rate { .. } | Self::Distinct { .. } | Self::Penalty { .. } => Reason::Rate,
             Self::Greylist { .. } => Reason::Greylist,
+            Self::Load { .. } | Self::Share { .. } => Reason::Load,
+            Self::Maintenance { .. } => Reason::Maintenance,
         }
     }
 
@@ -169,6 +200,14 @@ impl Display for Measured {
             }
             (Why::Greylist { age, .. }, Side::Value) => write!(f, "{}", Span::from(*age)),
             (Why::Greylist { delay, .. }, Side::Threshold) => write!(f, "{}", Span::from(*delay)),
+            (Why::Load { cause, .. }, Side::Value) => write!(f, "{cause}"),
+            (Why::Load { level, cause }, Side::Threshold) => {
+                write!(f, "{} at {}", level.name(), Rounded(cause.mark))
+            }
+            (Why::Share { held, .. }, Side::Value) => write!(f, "{held} sessions"),
+            (Why::Share { most, open, .. }, Side::Threshold) => write!(f, "{most} of {open}"),
+            (Why::Maintenance { .. }, Side::Value) => f.write_str("closed"),
+            (Why::Maintenance { until }, Side::Threshold) => write!(f, "{until}"),
         }
     }
 }

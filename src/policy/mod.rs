@@ -9,6 +9,8 @@ pub mod greylist;
 pub mod imported;
 pub mod keys;
 pub mod limit;
+pub mod load;
+pub mod maintenance;
 pub mod signal;
 pub mod standing;
 pub mod when;
@@ -37,6 +39,10 @@ pub struct Memory {
     pub limits: limit::Memory,
     /// Triplets.
     pub greylist: greylist::Memory,
+    /// The host.
+    pub load: load::Memory,
+    /// When it is being worked on.
+    pub maintenance: maintenance::Memory,
 }
 
 /// How much memory may hold.
@@ -55,6 +61,8 @@ impl Memory {
             secret: secret.clone(),
             limits: limit::Memory::new(secret, bounds),
             greylist: greylist::Memory::new(secret, bounds),
+            load: load::Memory::new(bounds),
+            maintenance: maintenance::Memory::new(secret),
         }
     }
 
@@ -67,11 +75,14 @@ impl Memory {
     pub fn sweep(&self, now: Time, parts: usize) {
         self.limits.sweep(now, parts);
         self.greylist.sweep(now, parts);
+        self.load.sweep(now, parts);
+        self.maintenance.sweep(now);
     }
 
     /// What every table has come to, by its name.
     pub fn sizes(&self) -> impl Iterator<Item = (&'static str, Size)> {
-        self.limits.sizes().into_iter().chain(self.greylist.sizes())
+        let others = [self.load.size(), self.maintenance.size()];
+        self.limits.sizes().into_iter().chain(self.greylist.sizes()).chain(others)
     }
 
     /// Entries that outlive the process.
@@ -87,7 +98,8 @@ impl Memory {
 
     /// What outlives the process, by the table's name: what is missed most comes first.
     pub fn kept(&self) -> impl Iterator<Item = (&'static str, Arc<dyn Kept>)> {
-        self.limits.kept().into_iter().chain(self.greylist.kept())
+        let maintenance = [self.maintenance.kept()];
+        maintenance.into_iter().chain(self.limits.kept()).chain(self.greylist.kept())
     }
 }
 
@@ -131,6 +143,7 @@ pub struct Policy {
     counts_bytes: bool,
     /// Begins the key of every part.
     parts: KeyMaker,
+    load: Arc<load::Load>,
     signals: Vec<Box<dyn Signal>>,
 }
 
@@ -148,13 +161,22 @@ pub struct Parts<'a> {
     pub limits: &'a [limit::Params],
     /// `[greylist]`
     pub greylist: &'a greylist::Params,
+    /// `[load]`
+    pub load: load::Params,
+    /// `[maintenance]`, its list read.
+    pub maintenance: maintenance::Params,
 }
 
 impl Policy {
     /// Builds the list of signals, in the order in which they are asked.
     pub fn new(parts: Parts<'_>, memory: &Memory) -> Self {
-        let mut signals: Vec<Box<dyn Signal>> = vec![Box::new(parts.access)];
-        signals.push(Box::new(memory.limits.signal(parts.limits)));
+        let load = Arc::new(memory.load.signal(&parts.load));
+        let mut signals: Vec<Box<dyn Signal>> = vec![
+            Box::new(parts.access),
+            Box::new(memory.maintenance.signal(parts.maintenance)),
+            Box::new(load.clone()),
+            Box::new(memory.limits.signal(parts.limits)),
+        ];
         signals.extend(memory.greylist.signal(parts.greylist).map(|s| Box::new(s) as Box<_>));
         Self {
             hostname: parts.hostname.into(),
@@ -165,6 +187,7 @@ impl Policy {
                 .iter()
                 .any(|limit| limit.count == limit::params::Count::Bytes),
             parts: memory.secret().key("part"),
+            load,
             signals,
         }
     }
@@ -178,6 +201,16 @@ impl Policy {
     pub fn standing(&self, cx: &Context<'_>) -> Standing {
         let known = self.signals.iter().find_map(|signal| signal.standing(cx));
         known.unwrap_or(Standing::Unknown)
+    }
+
+    /// How the load is answered.
+    pub fn load(&self) -> &load::Params {
+        self.load.params()
+    }
+
+    /// The factor on the quotas of a client, 1.0 while the host bears what comes.
+    fn allowance(&self, cx: &Context<'_>) -> f32 {
+        self.load.allowance(cx)
     }
 
     /// Whether the true size of a message makes a difference.
@@ -246,6 +279,8 @@ fn spare_the_accepted(cx: &Context<'_>, refusal: &mut Refusal) {
     refusal.code = match refusal.why.reason() {
         Reason::Rate if refusal.surplus => Code::Code452,
         Reason::Rate | Reason::Access | Reason::Sessions | Reason::Greylist => Code::Code451,
+        // These speak at the beginning of a session only.
+        Reason::Load | Reason::Maintenance => refusal.code,
     };
     if refusal.code == Code::Code452 {
         refusal.enhanced = Enhanced::TOO_MANY_RECIPIENTS;

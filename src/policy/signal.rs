@@ -7,6 +7,7 @@ use super::decision::{Decision, Exemption, Refusal};
 use super::greylist::Ready;
 use super::keys::Keys;
 use super::limit::{Charge, Hold};
+use super::load::Place;
 use super::standing::Standing;
 use crate::clock::Time;
 use crate::smtp::address::Address;
@@ -108,6 +109,11 @@ impl<'a> Context<'a> {
         }
     }
 
+    /// The factor on its quotas, 1.0 while the host bears what comes.
+    pub fn allowance(&self) -> f32 {
+        self.policy.allowance(self)
+    }
+
     /// The envelope sender, from MAIL on.
     pub fn sender(&self) -> Option<&'a Address> {
         match self.event {
@@ -159,4 +165,6 @@ pub struct Ledger {
     pub(super) charges: Vec<Charge>,
     /// When the last recipient of this transaction may come back, if one must.
     pub(super) ready: Option<Ready>,
+    /// What it counts for among the open sessions, until it ends.
+    pub(super) place: Option<Place>,
 }

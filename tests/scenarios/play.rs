@@ -20,6 +20,9 @@
 //!   on, for so long; also `triplet 192.0.2.0/24 36d sender/recipient`, `sender … name@domain`,
 //!   `domain … domain`, each in the words of that daemon.
 //! - `+12s RELOAD` puts the settings that follow, up to the next `---`, in force.
+//! - `+12s LOAD cpu_per_core=4.5 probe.lmtp=1`: what the sensors of the settings read now; `off`,
+//!   where one cannot be read. Those that are not named read nothing worth a level.
+//! - `+12s MAINTENANCE on LISTENER|all TIME`, or `off LISTENER|all`, as by `postpone ctl`.
 //! - `metric NAME{label="value"} = 2`: the sum of the samples that have these labels.
 //! - `#` begins a line of comment.
 
@@ -28,6 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postpone::clock::{Clock, ManualClock, Time};
+use postpone::config::load::Sensor;
 use postpone::config::{Checked, Settings, Unusable};
 use postpone::engine::{Answer, Engine, Session};
 use postpone::meter::key::Secret;
@@ -36,6 +40,7 @@ use postpone::meter::table::Restored;
 use postpone::meter::units::{Size, Span};
 use postpone::policy::Memory;
 use postpone::policy::imported::{Imported, Known, host, subnet};
+use postpone::policy::load::{Sample, Worse};
 use postpone::smtp::address::{Address, ClientText};
 use postpone::smtp::client::Client;
 use postpone::smtp::event::{Event, Fate};
@@ -59,6 +64,12 @@ pub(crate) fn play(file: &str, text: &str) {
             }
             Some((time, rest)) if rest.trim().starts_with("IMPORTED ") => {
                 stage.at(time).and_then(|()| stage.imported(rest))
+            }
+            Some((time, rest)) if rest.trim().starts_with("LOAD") => {
+                stage.at(time).and_then(|()| stage.load(rest))
+            }
+            Some((time, rest)) if rest.trim().starts_with("MAINTENANCE") => {
+                stage.at(time).and_then(|()| stage.maintenance(rest))
             }
             Some((time, rest)) => stage.at(time).and_then(|()| stage.check(rest)),
             None => Err("expected a time, a client and a command".into()),
@@ -143,6 +154,44 @@ impl Stage {
             Restored::Kept => Ok(()),
             Restored::Dropped => Err("it was not taken".into()),
         }
+    }
+
+    fn load(&self, line: &str) -> Result<(), String> {
+        let mut readings: BTreeMap<_, _> =
+            line.split_whitespace().skip(1).filter_map(|word| word.split_once('=')).collect();
+        let read = |sensor: Sensor| {
+            let calm = match sensor.marks.worse {
+                Worse::Higher => 0.0,
+                Worse::Lower => f64::INFINITY,
+            };
+            let reading = match readings.remove(&*sensor.name) {
+                Some("off") => Err("it is off".into()),
+                Some(reading) => Ok(reading.parse::<f64>().map_err(|_| format!("{reading}?"))?),
+                None => Ok(calm),
+            };
+            let Sensor { name, scarce, marks, .. } = sensor;
+            Ok::<_, String>(Sample { sensor: name, scarce, marks, reading })
+        };
+        let samples = self.settings.load.sensors().into_iter().map(read);
+        let samples = samples.collect::<Result<Vec<_>, _>>()?;
+        self.engine.observe(samples);
+        if readings.is_empty() { Ok(()) } else { Err(format!("no such sensor: {readings:?}")) }
+    }
+
+    fn maintenance(&self, line: &str) -> Result<(), String> {
+        let words: Vec<_> = line.split_whitespace().skip(1).collect();
+        let memory = &self.engine.memory().maintenance;
+        let now = self.clock.now();
+        let of = |word: &str| (word != "all").then(|| word.to_owned());
+        match words[..] {
+            ["on", which, time] => {
+                let time = time.parse::<Span>().map_err(|expected| expected.to_string())?;
+                memory.begin(of(which).as_deref(), now + time.duration(), now);
+            }
+            ["off", which] => _ = memory.end(of(which).as_deref(), now),
+            _ => return Err("expected on LISTENER TIME or off LISTENER".into()),
+        }
+        Ok(())
     }
 
     /// Moves the clock, which only goes forward here.

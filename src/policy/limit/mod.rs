@@ -323,6 +323,12 @@ impl Limit {
     }
 }
 
+/// What is left of a number while the host is short: one at least.
+fn some_of(max: u32, cx: &Context<'_>) -> u32 {
+    let allowance = cx.allowance();
+    if allowance < 1.0 { ((max as f32 * allowance) as u32).max(1) } else { max }
+}
+
 impl Limits {
     /// The limits that this event concerns, each with its key.
     fn concerned<'a>(
@@ -357,9 +363,10 @@ impl Limits {
         let now = cx.now;
         let refusal = match &limit.measure {
             Measure::AtOnce { max, retry } => self.memory.gauges.read(key, |gauge| {
-                gauge.and_then(|gauge| limit.assess_sessions(gauge, *max, *retry))
+                gauge.and_then(|gauge| limit.assess_sessions(gauge, some_of(*max, cx), *retry))
             }),
             Measure::InTime(quota) => {
+                let quota = &quota.times(cx.allowance());
                 let meter = self.memory.meters.read(key, |m| m.copied().unwrap_or_default());
                 let amount = limit.amount(cx);
                 let wait = match meter.wait(quota, now, amount) {
@@ -376,8 +383,9 @@ impl Limits {
             }
             Measure::Distinct { max, window } => self.memory.sketches.read(key, |sketch| {
                 let (sketch, value) = (sketch?, limit.value(cx));
-                let wait = sketch.wait(value, *max, *window, now);
-                let (count, max, window) = (sketch.with(value, *window, now), *max, *window);
+                let (max, window) = (some_of(*max, cx), *window);
+                let (wait, count) =
+                    (sketch.wait(value, max, window, now), sketch.with(value, window, now));
                 (!wait.is_zero()).then(|| limit.refusal(Why::Distinct { count, max, window }, wait))
             }),
         };
@@ -409,6 +417,7 @@ impl Limits {
         match &limit.measure {
             Measure::AtOnce { .. } => {}
             Measure::InTime(quota) => {
+                let quota = &quota.times(cx.allowance());
                 let amount = limit.amount(cx);
                 let then = self.memory.meters.write(key, cx.now, |meter| {
                     *meter = meter.charged(quota, cx.now, amount);
