@@ -443,6 +443,7 @@ fn settings(socket: &Path, workers: u8) -> Settings {
     let address = Some(Address::Unix(socket.to_owned()));
     settings.listen = vec![listen::Params { milter: address, ..listen::Params::default() }];
     settings.control.http = OrNone::None;
+    settings.control.socket = OrNone::None;
     settings.state.path = OrNone::None;
     settings.access.allow.clear();
     settings.server.workers = workers;
@@ -451,7 +452,7 @@ fn settings(socket: &Path, workers: u8) -> Settings {
 
 fn serve_daemon(settings: Settings) -> ExitCode {
     // No settings name it, so no metrics are served, and no file is read.
-    daemon::serve(settings, Named { http: true, state: true }, PathBuf::new())
+    daemon::serve(settings, Named { socket: true, http: true, state: true }, PathBuf::new())
 }
 
 fn serve_postpone(runtime: &mut runtime::Builder, settings: &Settings) -> io::Result<Infallible> {

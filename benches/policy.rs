@@ -593,7 +593,8 @@ fn engine(policy: &str, clock: impl Clock + 'static) -> Arc<Engine> {
 }
 
 fn door(ends: Ends) -> Door {
-    Door { listener: "inet:127.0.0.1:7422".into(), speak: Speak::Connect, ends }
+    let address: Arc<str> = "inet:127.0.0.1:7422".into();
+    Door { listener: address.clone(), address, speak: Speak::Connect, ends }
 }
 
 // --- Memory -------------------------------------------------------------------------------------

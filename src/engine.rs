@@ -18,11 +18,13 @@ pub use self::session::Session;
 use crate::clock::{Clock, Time};
 use crate::meter::key::{Key, Secret};
 use crate::meter::record::{Record, Worth};
-use crate::meter::table::Table;
+use crate::meter::table::{Full, Table};
 use crate::policy::decision::Reason;
 use crate::policy::load::{Crossing, Sample};
+use crate::policy::maintenance::Closure;
 use crate::policy::signal::{Arrival, Ends};
 use crate::policy::{Memory, Policy};
+use crate::setting::Mode;
 use crate::smtp::client::{Client, Network, Prefixes};
 use crate::smtp::event::Kind;
 use crate::smtp::reply::Reply;
@@ -66,8 +68,10 @@ pub struct Refused {
 /// The door by which a session comes.
 #[derive(Clone, Debug)]
 pub struct Door {
-    /// The listener's address, as it is set.
+    /// What the listener is called: its address, or the `policy_context` that Postfix has told.
     pub listener: Arc<str>,
+    /// The listener's address, as it is set.
+    pub address: Arc<str>,
     /// When a refused session hears of it.
     pub speak: Speak,
     /// Whether the front reports what ends.
@@ -183,6 +187,51 @@ impl Engine {
             self.telemetry.crossed(crossing);
         }
         crossing
+    }
+
+    /// Whether the load acts.
+    pub fn load_mode(&self) -> Mode {
+        self.policy.load().load().mode
+    }
+
+    /// Puts off new sessions of one listener, or of all of them, until that moment.
+    pub fn close(&self, listener: Option<&str>, until: Time) -> Result<(), Full> {
+        self.memory.maintenance.begin(listener, until, self.clock.now())
+    }
+
+    /// Ends what was closed by hand for this listener; without one, everything, also what the
+    /// settings have closed.
+    pub fn reopen(&self, listener: Option<&str>) -> Result<(), Full> {
+        let (now, memory) = (self.clock.now(), &self.memory.maintenance);
+        match listener {
+            Some(_) => {
+                memory.end(listener);
+                Ok(())
+            }
+            None => memory.end_everything(self.policy.load().maintenance().by_settings(now), now),
+        }
+    }
+
+    /// What is closed now: all listeners together, first, and these by themselves.
+    pub fn closures(&self, listeners: &[Arc<str>]) -> Vec<(Option<Arc<str>>, Closure)> {
+        let (now, policy) = (self.clock.now(), self.policy.load());
+        let scopes = std::iter::once(None).chain(listeners.iter().cloned().map(Some));
+        let closure = |scope: Option<Arc<str>>| {
+            let closure = policy.maintenance().closure(scope.as_deref(), now)?;
+            Some((scope, closure))
+        };
+        scopes.filter_map(closure).collect()
+    }
+
+    /// Tells what has begun or ended of maintenance. Beside the mail path.
+    pub fn tell_maintenance(&self, listeners: &[Arc<str>]) {
+        let closed = self.closures(listeners);
+        let scopes = std::iter::once(None).chain(listeners.iter().map(Some));
+        self.telemetry.maintenance(scopes.map(|scope| {
+            let closure = closed.iter().find(|(closed, _)| closed.as_ref() == scope);
+            let name = scope.map_or_else(|| "all".into(), Arc::clone);
+            (name, closure.map(|(_, closure)| *closure))
+        }));
     }
 
     /// All metrics, as of now.

@@ -30,7 +30,7 @@
 //! 4. [`telemetry`]: every metric, label and log field, once.
 //! 5. [`engine`]: the seam of all these, and the [`engine::Session`] that a front holds.
 //! 6. [`store`]: memory that outlives the process, written behind by a thread of its own. [`front`]:
-//!    protocols: the milter, Postfix's policy service, metrics over HTTP.
+//!    protocols: the milter, Postfix's policy service, metrics over HTTP, the control socket.
 //! 7. [`config`]: the sum of every part's parameters.
 //! 8. [`daemon`], [`tool`]: what the binary's subcommands do.
 //!

@@ -1,13 +1,18 @@
 //! `postpone`: from the command line to a subcommand, and its outcome to an exit code.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use postpone::clock::Time;
 use postpone::config::{Checked, Named, Settings, Unusable};
 use postpone::daemon::{self, exit};
+use postpone::front::control::protocol::Request;
+use postpone::meter::units::Span;
 use postpone::tool::check::{Verdict, check};
+use postpone::tool::ctl::{self, Form, ctl};
 use postpone::tool::state::{self, Place, Trouble};
 
 /// Where the settings are when nobody says otherwise.
@@ -20,6 +25,13 @@ const DEFAULT_FILE: &str = "/etc/postpone/postpone.toml";
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
+    /// The settings file [default: /etc/postpone/postpone.toml, or built-in settings if there is
+    /// none].
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// The control socket of the daemon, for `ctl` [default: the one the settings file names].
+    #[arg(long, value_name = "PATH", global = true)]
+    socket: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -27,11 +39,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Serve MTAs until SIGTERM; SIGHUP reads the settings again.
-    Serve(File),
+    Serve,
     /// Say whether settings can be used. Exits with 78 if not.
     Check {
-        #[command(flatten)]
-        file: File,
         /// Print the settings in force as TOML, every key spelled out.
         #[arg(long)]
         print: bool,
@@ -46,11 +56,14 @@ enum Command {
         /// The folder of the state [default: the settings' `state.path`].
         #[arg(long, value_name = "DIR", global = true)]
         path: Option<PathBuf>,
-        /// The settings file [default: /etc/postpone/postpone.toml, or built-in settings if there
-        /// is none].
-        #[arg(long, value_name = "FILE", global = true)]
-        config: Option<PathBuf>,
     },
+    /// Ask the running daemon.
+    ///
+    /// It is found by `--socket`, else by `[control] socket` in the settings file. Root, the
+    /// daemon's own user, the owner of the socket and its group may ask. Exits with 69 if no
+    /// daemon answers, with 77 if it does not answer you.
+    #[command(subcommand)]
+    Ctl(Ctl),
 }
 
 #[derive(Subcommand)]
@@ -100,26 +113,78 @@ enum State {
     },
 }
 
-#[derive(Args)]
-struct File {
-    /// The settings file [default: /etc/postpone/postpone.toml, or built-in settings if there is
-    /// none].
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+#[derive(Subcommand)]
+enum Ctl {
+    /// Show the load with its sensors, sessions, maintenance, decisions, tables and state.
+    Status(Shown),
+    /// Read the settings again, as SIGHUP does, and say what is wrong with them. A bad file
+    /// changes nothing; exits with 78 then.
+    Reload(Shown),
+    /// Put off new sessions for a while, or let them in again.
+    #[command(subcommand)]
+    Maintenance(Maintenance),
 }
 
-impl File {
-    /// The file to read. A default one that does not exist is none.
-    fn path(self) -> Option<PathBuf> {
-        self.config.or_else(|| Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists()))
-    }
+#[derive(Subcommand)]
+enum Maintenance {
+    /// Answer new sessions with 421 4.3.2 and the time that is left. Running ones may finish. It
+    /// ends by itself, and outlives a restart of the daemon.
+    ///
+    /// Clients in `[maintenance] allow` are served all the same. Said again, it gets another end.
+    On {
+        /// How long: "90s", "30m", "2h"; 7d at most. Unless said, an hour. Beyond 4h senders'
+        /// users are warned by their own hosts; after 4 or 5 days mail is given back.
+        #[arg(long = "for", value_name = "TIME", conflicts_with = "until")]
+        lasting: Option<Span>,
+        /// Until when, in RFC 3339: 2026-11-21T22:07:20Z, or with +01:00 in place of Z.
+        #[arg(long, value_name = "TIME")]
+        until: Option<Time>,
+        #[command(flatten)]
+        at: At,
+        #[command(flatten)]
+        shown: Shown,
+    },
+    /// End it at once: all of it, also what `[maintenance] until` has begun; or only what was
+    /// begun for one listener.
+    Off {
+        #[command(flatten)]
+        at: At,
+        #[command(flatten)]
+        shown: Shown,
+    },
+}
+
+#[derive(Args)]
+struct At {
+    /// Only sessions that come by this listener, named by its address in `[[listen]]`.
+    #[arg(long, value_name = "ADDRESS")]
+    listener: Option<String>,
+}
+
+#[derive(Args)]
+struct Shown {
+    /// Print one line of JSON, for programs.
+    #[arg(long)]
+    json: bool,
 }
 
 fn main() -> ExitCode {
-    match Cli::parse().command {
-        Command::Serve(file) => serve(file.path()),
-        Command::Check { file, print } => {
-            let file = file.path();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return say(&error),
+    };
+    let named = cli.config.is_some();
+    // A default file that does not exist is none.
+    let default = || Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists());
+    let file = cli.config.or_else(default);
+    match cli.command {
+        Command::Serve | Command::Check { .. } | Command::State { .. } if cli.socket.is_some() => {
+            let message = "--socket is where `ctl` finds the daemon; the settings say where it \
+                           listens";
+            say(&Cli::command().error(ErrorKind::ArgumentConflict, message))
+        }
+        Command::Serve => serve(file),
+        Command::Check { print } => {
             let verdict =
                 check(file.as_deref(), print, &mut io::stdout().lock(), &mut io::stderr().lock());
             match verdict {
@@ -129,11 +194,44 @@ fn main() -> ExitCode {
                 Err(_) => exit::SYSTEM.into(),
             }
         }
-        Command::State { what, path, config } => {
+        Command::State { what, path } => {
             // Beside a folder that is named, only an import asks for more.
-            let needed = path.is_none() || config.is_some() || matches!(what, State::Import { .. });
-            let config = if needed { File { config }.path() } else { None };
-            state(&what, path, config)
+            let needed = path.is_none() || named || matches!(what, State::Import { .. });
+            state(&what, path, file.filter(|_| needed))
+        }
+        Command::Ctl(asked) => {
+            let (request, shown) = asked.request();
+            let form = if shown.json { Form::Json } else { Form::Text };
+            let place = ctl::Place { socket: cli.socket.as_deref(), file: readable(&file, named) };
+            ctl(&place, &request, form, &mut io::stdout().lock(), &mut io::stderr().lock()).into()
+        }
+    }
+}
+
+/// The settings file that says where the daemon is. Who may use the socket need not be able to
+/// read the default one: then it is the default socket.
+fn readable(file: &Option<PathBuf>, named: bool) -> Option<&Path> {
+    file.as_deref().filter(|file| named || std::fs::File::open(file).is_ok())
+}
+
+/// Help and version go to standard output, mistakes to standard error.
+fn say(error: &clap::Error) -> ExitCode {
+    // Where nobody reads it, the exit code must do.
+    let _ = error.print();
+    if error.use_stderr() { ctl::exit::USAGE.into() } else { ExitCode::SUCCESS }
+}
+
+impl Ctl {
+    fn request(self) -> (Request, Shown) {
+        match self {
+            Self::Status(shown) => (Request::Status {}, shown),
+            Self::Reload(shown) => (Request::Reload {}, shown),
+            Self::Maintenance(Maintenance::On { lasting, until, at, shown }) => {
+                (Request::MaintenanceOn { lasting, until, listener: at.listener }, shown)
+            }
+            Self::Maintenance(Maintenance::Off { at, shown }) => {
+                (Request::MaintenanceOff { listener: at.listener }, shown)
+            }
         }
     }
 }

@@ -4,9 +4,13 @@
 //! it. Metrics are labelled by what we and the settings name, never by what comes from the
 //! network.
 
+pub mod counts;
+
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use metrics::with_local_recorder;
@@ -14,10 +18,12 @@ use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use tracing::{error, info, warn};
 
+use self::counts::{Counts, Totals};
 use crate::clock::Time;
 use crate::meter::table::Size;
 use crate::policy::decision::{Decision, Refusal};
 use crate::policy::load::{self, Crossing, Level, Seen};
+use crate::policy::maintenance::Closure;
 use crate::policy::signal::Ends;
 use crate::setting::Mode;
 use crate::smtp::event::Kind;
@@ -41,7 +47,8 @@ pub enum Failure {
 }
 
 impl Failure {
-    const ALL: [Self; 6] =
+    /// All of them.
+    pub const ALL: [Self; 6] =
         [Self::Panic, Self::Address, Self::Frame, Self::Accept, Self::Log, Self::State];
 
     /// Its one name in logs and metrics.
@@ -97,8 +104,9 @@ pub struct Telemetry {
     told_suspended_at: AtomicU64,
     failures: [Counter; Failure::ALL.len()],
     last_told: [AtomicU64; Failure::ALL.len()],
-    /// Up to when every change has been written down; zero where nothing is.
-    written_up_to: AtomicU64,
+    counts: Counts,
+    /// What was told of maintenance last, by its scope.
+    closed: Mutex<HashMap<Arc<str>, Closure>>,
 }
 
 /// Upper bounds of the latency histogram's buckets, in seconds: from a decision's usual time to
@@ -182,21 +190,22 @@ impl Telemetry {
             told_suspended_at: AtomicU64::new(0),
             failures,
             last_told: Default::default(),
-            written_up_to: AtomicU64::new(0),
+            counts: Counts::default(),
+            closed: Mutex::default(),
         }
     }
 
     /// A session has begun. It is open only where its end will be seen.
     pub fn session_begun(&self, ends: Ends) {
         if ends == Ends::Seen {
-            self.sessions.increment(1.0);
+            self.counts.session_begun();
         }
     }
 
     /// A session has ended.
     pub fn session_ended(&self, ends: Ends) {
         if ends == Ends::Seen {
-            self.sessions.decrement(1.0);
+            self.counts.session_ended();
         }
     }
 
@@ -208,7 +217,7 @@ impl Telemetry {
 
     /// An event passed, and no rule in shadow mode would have had it otherwise.
     pub fn passed(&self) {
-        self.passes.increment(1);
+        self.counts.passed();
     }
 
     /// A decision that somebody may ask about: a refusal, or what a shadow would have refused.
@@ -216,10 +225,16 @@ impl Telemetry {
         let decision = told.decision;
         with_local_recorder(&self.recorder, || {
             match decision.strongest() {
-                Some(refusal) => count_refusal(names::DECISIONS, refusal),
-                None => self.passes.increment(1),
+                Some(refusal) => {
+                    self.counts.refused(refusal.why.reason());
+                    count_refusal(names::DECISIONS, refusal);
+                }
+                None => self.counts.passed(),
             }
-            decision.shadowed().iter().for_each(|refusal| count_refusal(names::SHADOWED, refusal));
+            for refusal in decision.shadowed() {
+                self.counts.shadowed(refusal.why.reason());
+                count_refusal(names::SHADOWED, refusal);
+            }
         });
         if let Some(refusal) = decision.strongest() {
             line(told, refusal, told.wait, decision.reasons().get(1..).unwrap_or_default());
@@ -232,7 +247,7 @@ impl Telemetry {
 
     /// Our own trouble: counted, and told at most once a minute for each kind.
     pub fn failed(&self, failure: Failure, now: Time, detail: &dyn std::fmt::Display) {
-        self.failures[failure as usize].increment(1);
+        self.counts.failed(failure);
         let last = &self.last_told[failure as usize];
         let before = last.load(Ordering::Relaxed);
         let quiet = now.since(Time::from_nanos(before)) < LINE_EVERY && before != 0;
@@ -334,8 +349,40 @@ impl Telemetry {
         }
     }
 
+    /// What is closed for maintenance now, scope by scope. Each change is told once.
+    pub fn maintenance(&self, scopes: impl Iterator<Item = (Arc<str>, Option<Closure>)>) {
+        let mut told = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        for (scope, closure) in scopes {
+            with_local_recorder(&self.recorder, || {
+                let closed = if closure.is_some() { 1.0 } else { 0.0 };
+                gauge!(names::MAINTENANCE, "scope" => scope.to_string()).set(closed);
+            });
+            let before = match closure {
+                Some(closure) => told.insert(scope.clone(), closure),
+                None => told.remove(&scope),
+            };
+            match (before, closure) {
+                (before, Some(Closure { until, by })) if before != closure => {
+                    let by = by.name();
+                    match before {
+                        None => info!(%scope, %until, by, "maintenance begins"),
+                        Some(_) => info!(%scope, %until, by, "maintenance has another end"),
+                    }
+                }
+                (Some(_), None) => info!(%scope, "maintenance ends"),
+                (_, _) => {}
+            }
+        }
+    }
+
+    /// All counts, as of now.
+    pub fn totals(&self) -> Totals {
+        self.counts.totals()
+    }
+
     /// Whether what was kept is being read back.
     pub fn state_loading(&self, loading: bool) {
+        self.counts.state.loading.store(loading, Ordering::Relaxed);
         with_local_recorder(&self.recorder, || {
             gauge!(names::STATE_LOADING).set(if loading { 1.0 } else { 0.0 });
         });
@@ -343,6 +390,7 @@ impl Telemetry {
 
     /// How many entries have been read back.
     pub fn state_loaded(&self, entries: u64) {
+        self.counts.state.loaded.store(entries, Ordering::Relaxed);
         with_local_recorder(&self.recorder, || {
             gauge!(names::STATE_LOADED).set(entries as f64);
         });
@@ -357,7 +405,8 @@ impl Telemetry {
 
     /// Every change before this moment has been written down, and it takes so many bytes.
     pub fn state_written(&self, bytes: u64, up_to: Time) {
-        self.written_up_to.store(up_to.as_nanos(), Ordering::Relaxed);
+        self.counts.state.bytes.store(bytes, Ordering::Relaxed);
+        self.counts.state.written_up_to.store(up_to.as_nanos(), Ordering::Relaxed);
         with_local_recorder(&self.recorder, || {
             gauge!(names::STATE_BYTES).set(bytes as f64);
         });
@@ -365,11 +414,8 @@ impl Telemetry {
 
     /// How far what is written down is behind, where anything is.
     pub fn state_behind(&self, entries: usize, now: Time) {
-        let up_to = self.written_up_to.load(Ordering::Relaxed);
-        if up_to == 0 {
-            return;
-        }
-        let late = if entries == 0 { Duration::ZERO } else { now.since(Time::from_nanos(up_to)) };
+        let Some(up_to) = self.totals().written_up_to else { return };
+        let late = if entries == 0 { Duration::ZERO } else { now.since(up_to) };
         with_local_recorder(&self.recorder, || {
             gauge!(names::STATE_BEHIND).set(entries as f64);
             gauge!(names::STATE_BEHIND_SECONDS).set(late.as_secs_f64());
@@ -378,6 +424,10 @@ impl Telemetry {
 
     /// All metrics in Prometheus' text format.
     pub fn render(&self) -> String {
+        let Totals { passes, failures, sessions, .. } = self.totals();
+        self.passes.absolute(passes);
+        self.failures.iter().zip(failures).for_each(|(metric, count)| metric.absolute(count));
+        self.sessions.set(sessions as f64);
         let mut text = self.recorder.handle().render();
         self.latency.render(&mut text);
         text
@@ -459,6 +509,7 @@ mod names {
     pub(super) const SENSOR_ON: &str = "postpone_load_sensor_on";
     pub(super) const SENSOR_LEVEL: &str = "postpone_load_sensor_level";
     pub(super) const CROSSINGS: &str = "postpone_load_crossings_total";
+    pub(super) const MAINTENANCE: &str = "postpone_maintenance";
     pub(super) const STATE_LOADING: &str = "postpone_state_loading";
     pub(super) const STATE_LOADED: &str = "postpone_state_loaded_entries";
     pub(super) const STATE_WRITTEN: &str = "postpone_state_written_total";
@@ -491,6 +542,7 @@ fn describe() {
         names::CROSSINGS,
         "Changes of the load's level, and the sensor that caused it"
     );
+    describe_gauge!(names::MAINTENANCE, "1 while new sessions are put off for maintenance");
     describe_gauge!(names::STATE_LOADING, "1 while what was kept is being read back");
     describe_gauge!(names::STATE_LOADED, "Entries that were read back at the start");
     describe_counter!(names::STATE_WRITTEN, "Entries written to disk");

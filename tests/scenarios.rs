@@ -62,6 +62,7 @@ scenarios! {
     host_sessions
     keys
     load
+    maintenance
     messages
     networks
     penalty

@@ -12,6 +12,7 @@ use crate::meter::units::{Size, Span};
 use crate::policy::access::Entry;
 use crate::policy::load::{self, LEVELS, Level, Marks, STANDINGS, Scarce, Worse};
 use crate::setting::{Complaint, Mode, OrNone};
+use crate::smtp::reply::Action;
 use crate::smtp::template::Template;
 
 /// `[load]`
@@ -665,6 +666,15 @@ impl Default for Maintenance {
     }
 }
 
+impl Maintenance {
+    /// What makes no sense.
+    pub(super) fn check(&self) -> Option<Complaint> {
+        let closes = self.reply.code().action() == Action::Close;
+        // Another code would leave the session open, and each of its commands be refused.
+        (!closes).then(|| Complaint::error("reply", "expected 421, which closes the session"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -672,6 +682,7 @@ mod tests {
     #[test]
     fn the_defaults_make_sense_and_watch_nothing() {
         assert_eq!(Load::default().check(), []);
+        assert_eq!(Maintenance::default().check(), None);
         assert!(Load::default().sensors().is_empty());
         let replies = [BUSY, SPACE, DOWNSTREAM, DOWNSTREAM_FAULT, MAINTENANCE];
         assert!(replies.iter().all(|reply| reply.parse::<Template>().is_ok()));

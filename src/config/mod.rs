@@ -13,7 +13,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use self::read::{Problem, Reader};
-use crate::front::listen::{self, Protocol};
+use crate::front::address::{Address, UnixPath};
+use crate::front::listen::{self, Permissions, Protocol};
+use crate::front::listener::Ownership;
 use crate::meter::units::Span;
 use crate::policy::access::Lists;
 use crate::policy::limit::dimension::Dimension;
@@ -120,15 +122,57 @@ impl Server {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Control {
-    /// The socket for `ctl`, `explain` and `top`.
-    pub socket: OrNone<NotYet>,
+    /// The socket for `ctl`.
+    pub socket: OrNone<UnixPath>,
+    /// Its owner.
+    pub socket_owner: OrNone<String>,
+    /// Its group.
+    pub socket_group: OrNone<String>,
+    /// Its permission bits.
+    pub socket_mode: Permissions,
     /// Where metrics are served.
     pub http: OrNone<SocketAddr>,
 }
 
 impl Default for Control {
     fn default() -> Self {
-        Self { socket: OrNone::None, http: OrNone::Some(SocketAddr::from(([127, 0, 0, 1], 7423))) }
+        Self {
+            socket: OrNone::Some(UnixPath::new("/run/postpone/control.sock")),
+            socket_owner: OrNone::None,
+            socket_group: OrNone::None,
+            socket_mode: Permissions::default(),
+            http: OrNone::Some(SocketAddr::from(([127, 0, 0, 1], 7423))),
+        }
+    }
+}
+
+impl Control {
+    /// What makes no sense beside these listeners.
+    fn check(&self, listen: &[listen::Params]) -> Vec<Complaint> {
+        let socket = self.socket.as_option().map(|socket| Address::Unix(socket.path().into()));
+        let taken = |listen: &listen::Params| listen.address().map(|(a, _)| a) == socket.as_ref();
+        match socket.is_some() && listen.iter().any(taken) {
+            true => vec![Complaint::error("socket", "expected a path of its own: MTAs use it")],
+            false => Vec::new(),
+        }
+    }
+
+    /// Who may use the socket.
+    pub fn ownership(&self) -> Ownership {
+        Ownership::new(&self.socket_owner, &self.socket_group, self.socket_mode)
+    }
+
+    /// The socket that a file names, or the default one where it names none. Whatever else is
+    /// wrong with the file does not matter here: who mends it must reach the daemon.
+    pub fn socket_in(text: &str) -> OrNone<UnixPath> {
+        let (_, root) = Reader::open(text);
+        let control = root.get("control").and_then(|control| control.get_ref().as_table());
+        let socket = control.and_then(|control| control.get("socket")?.get_ref().as_str());
+        match socket {
+            Some("none") => OrNone::None,
+            Some(socket) => socket.parse().map_or_else(|_| Self::default().socket, OrNone::Some),
+            None => Self::default().socket,
+        }
     }
 }
 
@@ -204,24 +248,6 @@ impl std::fmt::Display for Folder {
     }
 }
 
-/// A value that this version has no use for: nothing but `"none"` can be written in its place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NotYet {}
-
-impl FromStr for NotYet {
-    type Err = Expected;
-
-    fn from_str(_: &str) -> Result<Self, Expected> {
-        Err(Expected::new("nothing else yet: this version has no control socket"))
-    }
-}
-
-impl std::fmt::Display for NotYet {
-    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match *self {}
-    }
-}
-
 /// `[log]`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -285,8 +311,14 @@ impl Settings {
         let named = |section, key| {
             root.get(section).is_some_and(|section| section.get_ref().get(key).is_some())
         };
-        let named = Named { http: named("control", "http"), state: named("state", "path") };
-        let control = reader.section(&mut root, "control", |_: &Control| Vec::new());
+        let named = Named {
+            socket: named("control", "socket"),
+            http: named("control", "http"),
+            state: named("state", "path"),
+        };
+        let control = reader.section(&mut root, "control", |control: &Control| {
+            control.check(listen.as_deref().unwrap_or_default())
+        });
         let client = reader.section(&mut root, "client", ClientParams::check);
         let access = reader.section(&mut root, "access", |params: &access::Params| {
             access::Access::new(params, |path| fs::read_to_string(path)).err().unwrap_or_default()
@@ -305,7 +337,10 @@ impl Settings {
         let greylist = reader.section(&mut root, "greylist", greylist::Params::check);
         let load = reader.section(&mut root, "load", load::Load::check);
         let maintenance = reader.section(&mut root, "maintenance", |m: &load::Maintenance| {
-            Lists::of("allow", &m.allow, |path| fs::read_to_string(path)).err().unwrap_or_default()
+            let lists = Lists::of("allow", &m.allow, |path| fs::read_to_string(path));
+            let mut complaints = lists.err().unwrap_or_default();
+            complaints.extend(m.check());
+            complaints
         });
         let state = reader.section(&mut root, "state", State::check);
         let log = reader.section(&mut root, "log", |_: &Log| Vec::new());
@@ -484,6 +519,8 @@ pub struct Checked {
 /// be had.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Named {
+    /// The socket for `ctl`.
+    pub socket: bool,
     /// The address of metrics.
     pub http: bool,
     /// The folder of state.

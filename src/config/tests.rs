@@ -94,10 +94,54 @@ fn an_empty_list_of_limits_means_none_and_a_missing_one_the_built_in() {
 }
 
 #[test]
-fn parts_that_do_not_exist_yet_can_only_be_turned_off() {
-    assert_eq!(mistakes("[state]\npath = \"none\"\n[control]\nsocket = \"none\"\n"), [""; 0]);
-    let found = mistakes("[control]\nsocket = \"/run/postpone/control.sock\"\n");
-    assert!(found[0].contains("2:10: error: control.socket: expected nothing else"), "{found:?}");
+fn the_control_socket_is_a_unix_socket_or_none() {
+    for socket in ["/run/postpone/control.sock", "inet:127.0.0.1:7425"] {
+        let Err(Unusable(report)) =
+            Settings::parse("postpone.toml", &format!("[control]\nsocket = \"{socket}\"\n"))
+        else {
+            panic!("{socket} was taken");
+        };
+        let errors: Vec<_> = report.lines(Severity::Error).collect();
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].contains("control.socket: expected a unix socket such as"), "{errors:?}");
+    }
+}
+
+#[test]
+fn the_control_socket_is_none_that_mtas_use() {
+    let text = "[[listen]]\nmilter = \"unix:/x\"\n[control]\nsocket = \"unix:/x\"\n";
+    let found = mistakes(text);
+    assert!(
+        found[0].contains("4:10: error: control.socket: expected a path of its own"),
+        "{found:?}"
+    );
+}
+
+/// Who mends a file must reach the daemon.
+#[test]
+fn the_control_socket_is_found_in_a_file_that_cannot_be_used() {
+    let named = OrNone::Some(UnixPath::new("/tmp/x.sock"));
+    let socket = "[control]\nsocket = \"unix:/tmp/x.sock\"\n";
+    for (text, expected) in [
+        ("", Control::default().socket),
+        ("[control]\nsocket = 7\n", Control::default().socket),
+        ("[control]\nsocket = \"none\"\n", OrNone::None),
+        (socket, named.clone()),
+        (&format!("[server]\ngrace = \"long\"\n{socket}"), named.clone()),
+        (&format!("[server\n{socket}"), named.clone()),
+        (&format!("{socket}[[limit]\nname = \n"), named),
+    ] {
+        assert_eq!(Control::socket_in(text), expected, "{text}");
+    }
+}
+
+#[test]
+fn maintenance_closes_sessions() {
+    let text = "[maintenance]\nreply = \"451 4.3.2 later\"\n";
+    let Err(Unusable(report)) = Settings::parse("postpone.toml", text) else { panic!("taken") };
+    assert!(
+        report.lines(Severity::Error).all(|line| line.contains("maintenance.reply: expected 421"))
+    );
 }
 
 #[test]

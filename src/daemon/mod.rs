@@ -1,7 +1,8 @@
 //! The daemon: build, bind, serve, reload, drain.
 //!
 //! Each worker is a thread with a runtime of its own, which serves MTAs and nothing else. The main
-//! thread has signals, metrics and the sweep, so that none of them delays a decision.
+//! thread has signals, metrics, the control socket and the sweep, so that none of them delays a
+//! decision.
 
 pub mod log;
 
@@ -16,7 +17,7 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use self::log::Logging;
@@ -24,12 +25,13 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Control, Named, Settings, Unusable};
 use crate::engine::Engine;
 use crate::front::address::Address;
+use crate::front::control::protocol::Reloaded;
 use crate::front::listen::{self, Protocol};
 use crate::front::listener::Bound;
-use crate::front::{http, milter, policyd};
+use crate::front::{control, http, milter, policyd};
 use crate::meter::key::Secret;
 use crate::policy::Memory;
-use crate::setting::{OrNone, Severity};
+use crate::setting::{Complaint, OrNone, Severity};
 use crate::store::Fault;
 use crate::store::folder::{Folder, Refused};
 use crate::store::keeper::Keeper;
@@ -93,8 +95,12 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// milliseconds of the main thread, and locks none of it for more than some microseconds.
 const SWEEP_PARTS: usize = 32;
 
-/// Descriptors kept for what is no session: sockets, logs, lists, metrics.
-const SPARE_DESCRIPTORS: u64 = 128;
+/// Descriptors kept for what is no session: sockets, logs, lists, metrics, control.
+const SPARE_DESCRIPTORS: u64 = 192;
+
+/// How long the first sessions wait until it is known again whether there is maintenance. It is
+/// the first thing that is read of state; MTAs wait for five seconds.
+const KNOWN_WITHIN: Duration = Duration::from_secs(3);
 
 /// Serves until told to stop.
 pub fn serve(settings: Settings, named: Named, file: PathBuf) -> ExitCode {
@@ -115,6 +121,7 @@ fn run(settings: Settings, named: Named, file: &Path, logging: &Logging) -> Resu
     let max_sessions = raise_descriptors();
     let sockets = bind(&settings)?;
     let metrics = bind_metrics(&settings.control, named)?;
+    let socket = bind_control(&settings.control, named)?;
     let folder = open_state(&settings.state, named)?;
     let secret = match &folder {
         Some(folder) => folder.secret().clone(),
@@ -128,6 +135,10 @@ fn run(settings: Settings, named: Named, file: &Path, logging: &Logging) -> Resu
     let mut signals = Signals::new().map_err(system("cannot watch signals"))?;
     let keeper = folder.map(|folder| keep(folder, &engine, &settings.state)).transpose();
     let keeper = keeper.map_err(system("cannot start the state's thread"))?;
+    let listeners: Arc<[Arc<str>]> =
+        settings.listen.iter().map(|listen| listen.door().address).collect();
+    main.block_on(maintenance_is_known(&engine));
+    engine.tell_maintenance(&listeners);
     let (stop, stopping) = watch::channel(false);
     let mut workers = Vec::new();
     for number in 0..settings.server.workers {
@@ -147,11 +158,22 @@ fn run(settings: Settings, named: Named, file: &Path, logging: &Logging) -> Resu
     if let Some(listener) = metrics {
         main.spawn(http::serve(listener, engine.clone()));
     }
+    let (reloads, mut asked) = mpsc::channel(1);
+    let serves_control = socket.is_some();
+    if let Some(socket) = socket {
+        let (engine, since, listeners) = (engine.clone(), engine.now(), listeners.clone());
+        main.spawn(control::serve(socket, control::Desk { engine, since, listeners, reloads }));
+    }
     for (address, protocol) in settings.listen.iter().filter_map(listen::Params::address) {
         info!(%address, ?protocol, "listening");
     }
     info!(version = env!("CARGO_PKG_VERSION"), file = %file.display(), max_sessions, "serving");
-    let told = main.block_on(attend(&mut signals, &settings, file, &engine, logging, &workers));
+    let told = main.block_on(async {
+        let reload = || reload(&settings, file, &engine, logging);
+        attend(&mut signals, &mut asked, reload, &engine, &listeners, logging, &workers).await
+    });
+    // Nobody reloads any more; who asks is told so.
+    drop(asked);
     info!("stopping: running sessions may finish within {}", settings.server.grace);
     let _ = stop.send(true);
     main.block_on(until(&mut signals, || workers.iter().all(JoinHandle::is_finished)));
@@ -183,6 +205,9 @@ fn run(settings: Settings, named: Named, file: &Path, logging: &Logging) -> Resu
             // A file that is gone already is what we want.
             let _ = std::fs::remove_file(path);
         }
+    }
+    if let (true, OrNone::Some(socket)) = (serves_control, &settings.control.socket) {
+        let _ = std::fs::remove_file(socket.path());
     }
     info!("stopped");
     Ok(())
@@ -248,6 +273,34 @@ fn bind_metrics(control: &Control, named: Named) -> Result<Option<std::net::TcpL
             Ok(None)
         }
         Err(error) => Err(Trouble::Socket(format!("control.http {address}"), error)),
+    }
+}
+
+fn bind_control(control: &Control, named: Named) -> Result<Option<control::Socket>, Trouble> {
+    let OrNone::Some(socket) = &control.socket else { return Ok(None) };
+    let path = socket.path();
+    let bound = Bound::bind(&Address::Unix(path.into()), &control.ownership());
+    match bound.and_then(|bound| control::Socket::new(bound, path)) {
+        Ok(socket) => Ok(Some(socket)),
+        Err(error) if !named.socket => {
+            warn!(%socket, %error, "no control: the default socket cannot be had");
+            Ok(None)
+        }
+        Err(error) => Err(Trouble::Socket(format!("control.socket {socket}"), error)),
+    }
+}
+
+/// Waits until what was said of maintenance before the restart has been read again, so that it
+/// holds from the first session on. Where the disk is slow, mail does not wait for it.
+async fn maintenance_is_known(engine: &Engine) {
+    let mut look = tokio::time::interval(Duration::from_millis(2));
+    let known = async {
+        while !engine.memory().maintenance.is_whole() {
+            look.tick().await;
+        }
+    };
+    if tokio::time::timeout(KNOWN_WITHIN, known).await.is_err() {
+        warn!("state is slow: maintenance from before the restart holds once it has been read");
     }
 }
 
@@ -332,9 +385,10 @@ enum Told {
 /// Reloads and sweeps until it is time to stop.
 async fn attend(
     signals: &mut Signals,
-    settings: &Settings,
-    file: &Path,
+    asked: &mut mpsc::Receiver<oneshot::Sender<Reloaded>>,
+    reload: impl Fn() -> Reloaded,
     engine: &Engine,
+    listeners: &[Arc<str>],
     logging: &Logging,
     workers: &[JoinHandle<io::Result<()>>],
 ) -> Told {
@@ -344,8 +398,17 @@ async fn attend(
         tokio::select! {
             _ = signals.terminate.recv() => return Told::BySignal,
             _ = signals.interrupt.recv() => return Told::BySignal,
-            _ = signals.hangup.recv() => reload(settings, file, engine, logging),
+            _ = signals.hangup.recv() => {
+                reload();
+                engine.tell_maintenance(listeners);
+            }
+            Some(answer) = asked.recv() => {
+                // Who asked may have gone.
+                let _ = answer.send(reload());
+                engine.tell_maintenance(listeners);
+            }
             _ = sweep.tick() => {
+                engine.tell_maintenance(listeners);
                 engine.sweep(SWEEP_PARTS);
                 let lost = logging.lost_lines();
                 if lost > lost_lines {
@@ -374,20 +437,25 @@ async fn until(signals: &mut Signals, ended: impl Fn() -> bool) {
 }
 
 /// Puts the settings of the file in force. A bad file changes nothing.
-fn reload(running: &Settings, file: &Path, engine: &Engine, logging: &Logging) {
+fn reload(running: &Settings, file: &Path, engine: &Engine, logging: &Logging) -> Reloaded {
+    let refused = |report: String| {
+        engine.telemetry().reloaded("refused");
+        Reloaded { file: file.display().to_string(), report, ..Reloaded::default() }
+    };
     let checked = match Settings::load(file) {
         Ok(checked) => checked,
         Err(Unusable(report)) => {
             report.lines(Severity::Error).for_each(|line| error!("not reloaded: {line}"));
             report.lines(Severity::Warning).for_each(|line| warn!("{line}"));
-            return engine.telemetry().reloaded("refused");
+            return refused(report.to_string());
         }
     };
     match checked.settings.policy(engine.memory()) {
         Ok(policy) => engine.replace_policy(policy),
         Err(complaints) => {
             complaints.iter().for_each(|complaint| error!("not reloaded: {}", complaint.message));
-            return engine.telemetry().reloaded("refused");
+            let line = |complaint: Complaint| format!("error: {}\n", complaint.message);
+            return refused(complaints.into_iter().map(line).collect());
         }
     }
     checked.report.lines(Severity::Warning).for_each(|line| warn!("{line}"));
@@ -398,4 +466,10 @@ fn reload(running: &Settings, file: &Path, engine: &Engine, logging: &Logging) {
     }
     engine.telemetry().reloaded("done");
     info!(file = %file.display(), "reloaded");
+    Reloaded {
+        done: true,
+        file: file.display().to_string(),
+        report: checked.report.to_string(),
+        restart: restart.into_iter().map(Into::into).collect(),
+    }
 }

@@ -57,6 +57,7 @@ impl Visitor {
             keys: &self.keys,
             policy,
             listener: &self.door.listener,
+            address: &self.door.address,
             ends: self.door.ends,
             arrival: self.arrival,
             transaction,
@@ -169,7 +170,8 @@ impl Session {
         decision
     }
 
-    /// What a session that is refused hears, unless it has become exempt.
+    /// What a session that is refused hears, unless it has become exempt, or what it was refused for
+    /// is over.
     fn repeat(
         &mut self,
         now: Time,
@@ -183,9 +185,6 @@ impl Session {
                 if self.policy.assess(&cx, &self.ledger).exemption().is_some() {
                     sentence.decision = sentence.decision.for_exempt();
                 }
-                if sentence.decision.passes() {
-                    return Err(Lifted);
-                }
                 false
             }
             Event::Mail { .. } | Event::Recipient { .. } | Event::Data { .. } => false,
@@ -195,6 +194,13 @@ impl Session {
             self.sentence = Some(sentence);
             return Ok(Answer::Pass);
         }
+        let listener = &self.visitor.door.address;
+        let Sentence { decision, since, .. } = sentence;
+        let decision = self.policy.reconsidered(decision, listener, since, now);
+        if decision.passes() {
+            return Err(Lifted);
+        }
+        let sentence = Sentence { decision, ..sentence };
         Ok(self.pronounce(now, event, sentence))
     }
 
@@ -315,7 +321,7 @@ impl Session {
     }
 }
 
-/// The session is exempt now; what was decided before does not hold.
+/// The session is exempt now, or let in after all; what was decided before does not hold.
 struct Lifted;
 
 impl Drop for Session {

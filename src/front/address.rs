@@ -3,7 +3,7 @@
 
 use std::fmt::{self, Display, Formatter};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::setting::{Expected, as_text};
@@ -50,6 +50,43 @@ impl Display for Address {
 
 as_text!(Address);
 
+/// The path of a unix socket, where nothing else can stand: `unix:/run/postpone/control.sock`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnixPath(PathBuf);
+
+impl UnixPath {
+    /// The socket at this path.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+
+    /// The path.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl FromStr for UnixPath {
+    type Err = Expected;
+
+    fn from_str(text: &str) -> Result<Self, Expected> {
+        match text.parse() {
+            Ok(Address::Unix(path)) => Ok(Self(path)),
+            Ok(Address::Inet(_)) | Err(_) => {
+                Err(Expected::new(format!("a unix socket such as \"unix:/path\", not {text:?}")))
+            }
+        }
+    }
+}
+
+impl Display for UnixPath {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "unix:{}", self.0.display())
+    }
+}
+
+as_text!(UnixPath);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,6 +101,15 @@ mod tests {
             ["127.0.0.1:7421", "inet:7421", "inet6:127.0.0.1:1", "inet:127.0.0.1:99999", "unix:x"]
         {
             assert!(text.parse::<Address>().unwrap_err().0.contains("inet:127.0.0.1:7421"));
+        }
+    }
+
+    #[test]
+    fn where_only_a_unix_socket_can_stand_nothing_else_does() {
+        let text = "unix:/run/postpone/control.sock";
+        assert_eq!(text.parse::<UnixPath>().unwrap().to_string(), text);
+        for text in ["inet:127.0.0.1:7421", "/run/postpone/control.sock", "unix:x", ""] {
+            assert!(text.parse::<UnixPath>().unwrap_err().0.contains("unix:/path"));
         }
     }
 }

@@ -73,15 +73,13 @@ impl Params {
     pub fn door(&self) -> Door {
         let (address, protocol) =
             self.address().map_or((String::new(), Protocol::Milter), |(a, p)| (a.to_string(), p));
-        match protocol {
-            Protocol::Milter => {
-                Door { listener: address.into(), speak: self.speak, ends: Ends::Seen }
-            }
+        let (speak, ends) = match protocol {
+            Protocol::Milter => (self.speak, Ends::Seen),
             // Postfix sends the text of a policy service at every stage.
-            Protocol::Policy => {
-                Door { listener: address.into(), speak: Speak::Connect, ends: Ends::Unseen }
-            }
-        }
+            Protocol::Policy => (Speak::Connect, Ends::Unseen),
+        };
+        let address: std::sync::Arc<str> = address.into();
+        Door { listener: address.clone(), address, speak, ends }
     }
 
     /// What makes no sense.
@@ -112,11 +110,7 @@ impl Params {
 
     /// Binds the socket.
     pub fn bind(&self) -> io::Result<Bound> {
-        let ownership = Ownership {
-            owner: self.socket_owner.clone().into(),
-            group: self.socket_group.clone().into(),
-            mode: self.socket_mode.0,
-        };
+        let ownership = Ownership::new(&self.socket_owner, &self.socket_group, self.socket_mode);
         let Some((address, _)) = self.address() else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "no address"));
         };

@@ -23,7 +23,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Sleep;
 
 use super::address::Address;
+use super::listen::Permissions;
 use crate::engine::Engine;
+use crate::setting::OrNone;
 use crate::telemetry::Failure;
 
 /// Who may use a unix socket. Unset: the daemon's user and group.
@@ -103,6 +105,12 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 }
 
 impl Ownership {
+    /// As the settings say it.
+    pub fn new(owner: &OrNone<String>, group: &OrNone<String>, mode: Permissions) -> Self {
+        let name = |name: &OrNone<String>| name.as_option().cloned();
+        Self { owner: name(owner), group: name(group), mode: mode.0 }
+    }
+
     fn apply(&self, path: &Path) -> io::Result<()> {
         let unknown = |what: &str, name: &str| {
             io::Error::new(ErrorKind::NotFound, format!("there is no {what} {name:?}"))

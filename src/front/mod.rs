@@ -1,6 +1,7 @@
 //! Bytes to events, decisions to bytes.
 
 pub mod address;
+pub mod control;
 pub mod frames;
 pub mod http;
 pub mod listen;

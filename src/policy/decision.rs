@@ -31,6 +31,10 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Access, Self::Sessions, Self::Rate, Self::Greylist, Self::Load, Self::Maintenance];
+
     /// The word.
     pub const fn name(self) -> &'static str {
         match self {
@@ -339,6 +343,22 @@ impl Decision {
     #[must_use]
     pub fn for_exempt(mut self) -> Self {
         self.reasons.retain(|refusal| refusal.binds_exempt);
+        self
+    }
+
+    /// What is left of it when maintenance ends at another moment than was known at `since`, or
+    /// has ended.
+    #[must_use]
+    pub(super) fn in_maintenance(mut self, over: Option<Time>, since: Time) -> Self {
+        self.reasons.retain_mut(|refusal| match (&mut refusal.why, over) {
+            (Why::Maintenance { until }, Some(over)) => {
+                *until = over;
+                refusal.wait = over.since(since);
+                true
+            }
+            (Why::Maintenance { .. }, None) => false,
+            _ => true,
+        });
         self
     }
 

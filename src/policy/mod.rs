@@ -144,6 +144,7 @@ pub struct Policy {
     /// Begins the key of every part.
     parts: KeyMaker,
     load: Arc<load::Load>,
+    maintenance: Arc<maintenance::Maintenance>,
     signals: Vec<Box<dyn Signal>>,
 }
 
@@ -171,9 +172,10 @@ impl Policy {
     /// Builds the list of signals, in the order in which they are asked.
     pub fn new(parts: Parts<'_>, memory: &Memory) -> Self {
         let load = Arc::new(memory.load.signal(&parts.load));
+        let maintenance = Arc::new(memory.maintenance.signal(parts.maintenance));
         let mut signals: Vec<Box<dyn Signal>> = vec![
             Box::new(parts.access),
-            Box::new(memory.maintenance.signal(parts.maintenance)),
+            Box::new(maintenance.clone()),
             Box::new(load.clone()),
             Box::new(memory.limits.signal(parts.limits)),
         ];
@@ -188,6 +190,7 @@ impl Policy {
                 .any(|limit| limit.count == limit::params::Count::Bytes),
             parts: memory.secret().key("part"),
             load,
+            maintenance,
             signals,
         }
     }
@@ -206,6 +209,27 @@ impl Policy {
     /// How the load is answered.
     pub fn load(&self) -> &load::Params {
         self.load.params()
+    }
+
+    /// Whether the host is being worked on.
+    pub fn maintenance(&self) -> &maintenance::Maintenance {
+        &self.maintenance
+    }
+
+    /// A decision about a whole session of this listener that was made at `since`, as it is now:
+    /// maintenance may have been ended before its time, or made longer. A session that is let in
+    /// after all is not charged as a new one; that concerns the few that came just before.
+    pub fn reconsidered(
+        &self,
+        decision: Decision,
+        listener: &str,
+        since: Time,
+        now: Time,
+    ) -> Decision {
+        match decision.reasons().iter().any(|r| r.why.reason() == Reason::Maintenance) {
+            true => decision.in_maintenance(self.maintenance.over(listener, now), since),
+            false => decision,
+        }
     }
 
     /// The factor on the quotas of a client, 1.0 while the host bears what comes.

@@ -62,8 +62,10 @@ pub struct Context<'a> {
     pub keys: &'a Keys,
     /// The policy of the session.
     pub policy: &'a Policy,
-    /// The address of the listener by which it came.
+    /// What the listener is called by which it came.
     pub listener: &'a str,
+    /// That listener's address.
+    pub address: &'a str,
     /// Whether its going will be noticed.
     pub ends: Ends,
     /// Whether its connection counts.

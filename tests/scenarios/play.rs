@@ -22,7 +22,8 @@
 //! - `+12s RELOAD` puts the settings that follow, up to the next `---`, in force.
 //! - `+12s LOAD cpu_per_core=4.5 probe.lmtp=1`: what the sensors of the settings read now; `off`,
 //!   where one cannot be read. Those that are not named read nothing worth a level.
-//! - `+12s MAINTENANCE on LISTENER|all TIME`, or `off LISTENER|all`, as by `postpone ctl`.
+//! - `+12s MAINTENANCE on LISTENER|all TIME`, or `off LISTENER|all`, as by `postpone ctl`; `LOOK`
+//!   in their place, as the daemon does it once a second.
 //! - `metric NAME{label="value"} = 2`: the sum of the samples that have these labels.
 //! - `#` begins a line of comment.
 
@@ -180,17 +181,18 @@ impl Stage {
 
     fn maintenance(&self, line: &str) -> Result<(), String> {
         let words: Vec<_> = line.split_whitespace().skip(1).collect();
-        let memory = &self.engine.memory().maintenance;
-        let now = self.clock.now();
         let of = |word: &str| (word != "all").then(|| word.to_owned());
         match words[..] {
             ["on", which, time] => {
                 let time = time.parse::<Span>().map_err(|expected| expected.to_string())?;
-                memory.begin(of(which).as_deref(), now + time.duration(), now);
+                let until = self.clock.now() + time.duration();
+                self.engine.close(of(which).as_deref(), until).map_err(|_| "too many")?;
             }
-            ["off", which] => _ = memory.end(of(which).as_deref(), now),
-            _ => return Err("expected on LISTENER TIME or off LISTENER".into()),
+            ["off", which] => self.engine.reopen(of(which).as_deref()).map_err(|_| "too many")?,
+            ["LOOK"] => {}
+            _ => return Err("expected on LISTENER TIME, off LISTENER, or LOOK".into()),
         }
+        self.engine.tell_maintenance(&[self.settings.listen[0].door().address]);
         Ok(())
     }
 

@@ -5,7 +5,8 @@ use super::{Folder, PATIENCE, free_port, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -21,6 +22,10 @@ pub struct Daemon {
     pub policy_endpoint: String,
     /// Both, as the settings say it.
     listen: String,
+    /// Where `postpone ctl` asks, unless the policy has a `[control]` of its own.
+    pub control: PathBuf,
+    /// Where its settings are.
+    pub config: PathBuf,
     http: SocketAddr,
     child: Child,
     log: Arc<Log>,
@@ -130,7 +135,8 @@ impl Daemon {
         let http = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let listen = listen("milter", &endpoint, &format!("speak = \"{speak}\""))
             + &listen("policy", &policy_endpoint, "");
-        let config = folder.write("postpone.toml", &settings(&listen, http, policy));
+        let control = folder.path().join("control.sock");
+        let config = folder.write("postpone.toml", &settings(&listen, http, &control, policy));
         let mut child = Command::new("setpriv") // so that it ends even when we are killed
             .args(["--pdeathsig", "KILL", "--"])
             .args(run_by.command)
@@ -149,20 +155,41 @@ impl Daemon {
             let log = Arc::clone(&log);
             move || log.follow(stderr)
         });
-        let daemon = Daemon { endpoint, policy_endpoint, listen, http, child, log, folder };
+        let daemon =
+            Daemon { endpoint, policy_endpoint, listen, control, config, http, child, log, folder };
         daemon.line("the daemon to serve", |line| line.contains(READY));
         daemon
     }
 
     /// Puts another policy into the file and asks for a reload; what came of it, the log says.
     pub fn reload(&self, policy: &str) {
-        self.folder.write("postpone.toml", &settings(&self.listen, self.http, policy));
+        self.rewrite(policy);
         self.signal(Signal::HUP);
     }
 
     /// The number of its process.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Puts another policy into the file, and nothing else.
+    pub fn rewrite(&self, policy: &str) {
+        let settings = settings(&self.listen, self.http, &self.control, policy);
+        self.folder.write("postpone.toml", &settings);
+    }
+
+    /// What `postpone ctl` says when it asks this daemon, and how it ends.
+    pub fn ctl(&self, arguments: &[&str]) -> Output {
+        postpone(&[&["ctl", "--socket", self.control.to_str().unwrap()], arguments].concat())
+    }
+
+    /// What it prints where nothing goes wrong.
+    #[track_caller]
+    pub fn told(&self, arguments: &[&str]) -> String {
+        let output = self.ctl(arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {said}");
+        String::from_utf8(output.stdout).unwrap()
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -243,9 +270,15 @@ impl Log {
     }
 }
 
+/// Runs the binary with these arguments until it ends.
+pub fn postpone(arguments: &[&str]) -> Output {
+    let program = ["60", env!("CARGO_BIN_EXE_postpone")];
+    Command::new("timeout").args(program).args(arguments).output().expect("timeout (coreutils)")
+}
+
 /// A whole file from a policy: memory only, text log, own ports. Every client here is on loopback,
 /// which the built-in allowlist would exempt. What the policy says itself stands as it says.
-fn settings(listen: &str, http: SocketAddr, policy: &str) -> String {
+fn settings(listen: &str, http: SocketAddr, control: &Path, policy: &str) -> String {
     let unless_said = |section: &str, default: &str| {
         let said = policy.contains(&format!("[{section}]"));
         if said { String::new() } else { format!("[{section}]\n{default}\n") }
@@ -255,7 +288,10 @@ fn settings(listen: &str, http: SocketAddr, policy: &str) -> String {
 {access}{greylist}{server}{listen}{state}{control}{log}"#,
         access = unless_said("access", "allow = []"),
         greylist = unless_said("greylist", "mode = \"off\""),
-        control = unless_said("control", &format!("http = \"{http}\"\nsocket = \"none\"")),
+        control = unless_said(
+            "control",
+            &format!("http = \"{http}\"\nsocket = \"unix:{}\"", control.display())
+        ),
         log = unless_said("log", "format = \"text\""),
         state = unless_said("state", "path = \"none\""),
         server = unless_said("server", &format!("hostname = \"{HOSTNAME}\"")),

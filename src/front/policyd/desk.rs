@@ -17,6 +17,7 @@ use super::request::{Action, Request, Stage};
 use crate::clock::Time;
 use crate::engine::{Answer, Door, Engine, Refused, Session};
 use crate::meter::key::{Key, KeyMaker, Secret};
+use crate::policy::decision::Reason;
 use crate::policy::signal::Ends;
 use crate::smtp::event::Event;
 use crate::smtp::reply;
@@ -74,6 +75,10 @@ impl Desk {
         let ask = |seat: &mut Option<Box<Conversation>>| self.ask(seat, request, engine, door);
         let (action, keep) = match known.sessions.with(endpoint.finish(), now, ask) {
             Ok(()) => (Action::Dunno, REMEMBERED),
+            // It can be ended at any moment.
+            Err(Refused { reply, reason: Reason::Maintenance, .. }) => {
+                (Action::Refuse(reply), Duration::ZERO)
+            }
             Err(Refused { reply, wait, .. }) => (Action::Refuse(reply), wait.min(REMEMBERED)),
         };
         known.answers.remember(question, action.clone(), now, keep);
@@ -279,7 +284,7 @@ impl Conversation {
             b"" => door.listener.clone(),
             context => String::from_utf8_lossy(context).into(),
         };
-        let door = Door { listener, speak: door.speak, ends };
+        let door = Door { listener, ends, ..door.clone() };
         Self {
             session: engine.session(request.client.clone(), door),
             ends,

@@ -1,0 +1,400 @@
+//! The control front: what `postpone ctl` asks the daemon, over a unix socket.
+//!
+//! It shares the main thread with signals and metrics, so whatever a peer does is bounded: who it
+//! is, the length of a line, how long a line and its answer may take, and how many there are. The
+//! mail path never sees it. [`protocol`] has the words.
+
+pub mod protocol;
+pub mod status;
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::unistd::{Gid, Group, User};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::UCred;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinHandle, yield_now};
+use tokio::time::{interval, timeout};
+use tracing::{info, warn};
+
+use self::protocol::{Answer, Kind, Maintained, Reloaded, Request, Trouble};
+use self::status::{Closed, Status, whole};
+use super::address::Address;
+use super::listener::Bound;
+use crate::clock::Time;
+use crate::engine::Engine;
+use crate::meter::units::Span;
+use crate::telemetry::Failure;
+
+/// Connections at once. One more takes the place of the oldest: who asks is answered within
+/// milliseconds, so the oldest is idle.
+const CONNECTIONS: usize = 64;
+
+/// How long a request may take to come, and an answer to be taken.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The longest line taken, in bytes; a request is some hundred.
+const LONGEST_LINE: usize = 64 << 10;
+
+/// How long to wait after accept has failed: as a rule for want of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often a line tells of peers that were turned away at most.
+const REFUSAL_LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// How long maintenance lasts where nobody says it: as long as most work takes, and short enough
+/// that it does no harm if it is forgotten.
+pub const USUAL_MAINTENANCE: Span = Span::secs(3_600);
+
+/// The longest that can be asked for: by then every sender has given its mail back.
+pub const LONGEST_MAINTENANCE: Span = Span::secs(7 * 86_400);
+
+/// From here on senders' users notice.
+const LONG_MAINTENANCE: Span = Span::secs(4 * 3_600);
+
+/// How long to wait for a change to be on disk: some flushes of the default, and shorter than
+/// whoever asks waits for an answer.
+const LONGEST_WRITE: Duration = Duration::from_secs(3);
+
+/// Who may ask.
+#[derive(Clone, Debug)]
+pub struct Peers {
+    /// Users by their number.
+    users: Vec<u32>,
+    /// The group of the socket.
+    group: u32,
+}
+
+impl Peers {
+    /// Root, the daemon's own user, the owner of this socket, and members of its group, as they
+    /// are now.
+    pub fn of(socket: &Path) -> io::Result<Self> {
+        let socket = fs::metadata(socket)?;
+        let members = Group::from_gid(Gid::from_raw(socket.gid())).ok().flatten();
+        let members = members.map(|group| group.mem).unwrap_or_default();
+        let members = members.iter().filter_map(|name| User::from_name(name).ok().flatten());
+        let mut users: Vec<_> = members.map(|user| user.uid.as_raw()).collect();
+        users.extend([0, rustix::process::geteuid().as_raw(), socket.uid()]);
+        Ok(Self { users, group: socket.gid() })
+    }
+
+    fn admit(&self, peer: &UCred) -> bool {
+        self.users.contains(&peer.uid()) || self.group == peer.gid()
+    }
+}
+
+/// The bound socket, and who may ask there.
+pub struct Socket {
+    listener: std::os::unix::net::UnixListener,
+    peers: Peers,
+}
+
+impl Socket {
+    /// Takes what was bound at this path.
+    pub fn new(bound: Bound, path: &Path) -> io::Result<Self> {
+        match bound {
+            Bound::Unix(listener) => Ok(Self { listener, peers: Peers::of(path)? }),
+            Bound::Inet(_) => Err(io::Error::new(io::ErrorKind::InvalidInput, "no unix socket")),
+        }
+    }
+}
+
+/// Where a reload is asked for: by whoever has the settings, one after the other.
+pub type Reloads = mpsc::Sender<oneshot::Sender<Reloaded>>;
+
+/// What answers are made of.
+pub struct Desk {
+    /// Everything that is known.
+    pub engine: Arc<Engine>,
+    /// When the daemon began to serve.
+    pub since: Time,
+    /// The addresses of its listeners.
+    pub listeners: Arc<[Arc<str>]>,
+    /// Where a reload is asked for.
+    pub reloads: Reloads,
+}
+
+/// Serves until the runtime ends.
+pub async fn serve(socket: Socket, desk: Desk) -> io::Result<()> {
+    let Socket { listener, peers } = socket;
+    let (listener, desk) = (UnixListener::from_std(listener)?, Arc::new(desk));
+    let mut oldest: VecDeque<JoinHandle<()>> = VecDeque::new();
+    let mut refusals = Refusals::default();
+    loop {
+        let accepted = listener.accept().await;
+        let peer = accepted.and_then(|(stream, _)| Ok((stream.peer_cred()?, stream)));
+        match peer {
+            Ok((peer, stream)) if peers.admit(&peer) => {
+                if oldest.len() >= CONNECTIONS {
+                    oldest.retain(|connection| !connection.is_finished());
+                }
+                if oldest.len() >= CONNECTIONS
+                    && let Some(connection) = oldest.pop_front()
+                {
+                    connection.abort();
+                    // Its descriptor is given back before the next one is taken.
+                    let _ = connection.await;
+                }
+                oldest.push_back(tokio::spawn(converse(stream, peer, desk.clone())));
+            }
+            Ok((peer, stream)) => refusals.refuse(&stream, &peer, desk.engine.now()),
+            Err(error) => {
+                desk.engine.failed(Failure::Accept, &error);
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Peers that were turned away.
+#[derive(Default)]
+struct Refusals {
+    last_told: Option<Time>,
+    untold: u64,
+}
+
+impl Refusals {
+    /// Says so, without waiting for anything, and logs it once in a while.
+    fn refuse(&mut self, stream: &UnixStream, peer: &UCred, now: Time) {
+        let message = format!(
+            "user {} may not ask: only root, the daemon's user, the owner of this socket and its \
+             group may",
+            peer.uid()
+        );
+        // It has never been written to, so there is room; or its peer is gone.
+        let _ =
+            stream.try_write(&line(&Answer::Error(Trouble { kind: Kind::Permission, message })));
+        self.untold += 1;
+        let quiet = |told: Time| now.since(told) < REFUSAL_LINE_EVERY && told <= now;
+        if !self.last_told.is_some_and(quiet) {
+            let (uid, gid, pid) = (peer.uid(), peer.gid(), peer.pid());
+            warn!(uid, gid, pid, times = self.untold, "control: turned away");
+            *self = Self { last_told: Some(now), untold: 0 };
+        }
+    }
+}
+
+async fn converse(stream: UnixStream, peer: UCred, desk: Arc<Desk>) {
+    let mut stream = BufReader::new(stream);
+    let mut text = Vec::new();
+    loop {
+        text.clear();
+        let mut bounded = (&mut stream).take(LONGEST_LINE as u64);
+        match timeout(PATIENCE, bounded.read_until(b'\n', &mut text)).await {
+            Ok(Ok(1..)) => {}
+            // It has hung up, or says nothing.
+            Ok(Ok(0) | Err(_)) | Err(_) => return,
+        }
+        let ends = text.ends_with(b"\n");
+        let answer = match ends || text.len() < LONGEST_LINE {
+            true => desk.answer(&text, &peer).await,
+            false => Answer::Error(Trouble {
+                kind: Kind::Request,
+                message: format!("expected a line of less than {LONGEST_LINE} bytes"),
+            }),
+        };
+        let written = timeout(PATIENCE, stream.write_all(&line(&answer))).await;
+        // Without its end nobody knows where the next line begins.
+        if !ends || !matches!(written, Ok(Ok(()))) {
+            return;
+        }
+        // Others have their turn, however fast this one asks.
+        yield_now().await;
+    }
+}
+
+fn line(answer: &Answer) -> Vec<u8> {
+    let mut line = serde_json::to_vec(answer).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
+
+impl Desk {
+    async fn answer(&self, text: &[u8], peer: &UCred) -> Answer {
+        let answer = match Request::parse(text) {
+            Ok(request) => self.serve(request, peer).await,
+            Err(trouble) => Err(trouble),
+        };
+        answer.unwrap_or_else(Answer::Error)
+    }
+
+    async fn serve(&self, request: Request, peer: &UCred) -> Result<Answer, Trouble> {
+        if !matches!(request, Request::Status {}) {
+            info!(request = request.name(), uid = peer.uid(), pid = peer.pid(), "control");
+        }
+        match request {
+            Request::Status {} => {
+                let status = Status::of(&self.engine, self.since, &self.listeners);
+                Ok(Answer::Status(Box::new(status)))
+            }
+            Request::Reload {} => self.reload().await.map(Answer::Reload),
+            Request::MaintenanceOn { lasting, until, listener } => {
+                let now = self.engine.now();
+                let until = end(lasting, until, now)?;
+                let maintained = self.close(listener.as_deref(), until, now)?;
+                Ok(Answer::Maintenance(self.settled(maintained).await))
+            }
+            Request::MaintenanceOff { listener } => {
+                let maintained = self.reopen(listener.as_deref())?;
+                Ok(Answer::Maintenance(self.settled(maintained).await))
+            }
+        }
+    }
+
+    async fn reload(&self) -> Result<Reloaded, Trouble> {
+        let stopping = || Trouble::unavailable("the daemon is stopping");
+        let (answer, answered) = oneshot::channel();
+        self.reloads.send(answer).await.map_err(|_| stopping())?;
+        answered.await.map_err(|_| stopping())
+    }
+
+    fn close(&self, listener: Option<&str>, until: Time, now: Time) -> Result<Maintained, Trouble> {
+        let listener = listener.map(|name| self.listener(name)).transpose()?;
+        let full = |_| Trouble::unavailable("too much is closed already");
+        self.engine.close(listener.as_deref(), until).map_err(full)?;
+        let mut maintained = self.maintained(Vec::new());
+        if until.since(now) > LONG_MAINTENANCE.duration() {
+            maintained.warnings.push(format!(
+                "{LONG_MAINTENANCE} and more are noticed: senders' hosts then warn their users, \
+                 and after four or five days they give mail back"
+            ));
+        }
+        let longer = maintained.now.iter().find(|closed| closed.until > until);
+        let longer = longer.filter(|closed| match &closed.listener {
+            Some(closed) => listener.as_deref() == Some(closed),
+            None => true,
+        });
+        if let Some(longer) = longer {
+            let by = if longer.by_settings { "the settings say" } else { "it was said before" };
+            let warning = format!("it lasts longer, until {}: {by} so", longer.end());
+            maintained.warnings.push(warning);
+        }
+        Ok(maintained)
+    }
+
+    fn reopen(&self, listener: Option<&str>) -> Result<Maintained, Trouble> {
+        let listener = listener.map(|name| self.listener(name)).transpose()?;
+        let before = Closed::all(&self.engine, &self.listeners);
+        let full = |_| Trouble::unavailable("too much is closed already");
+        self.engine.reopen(listener.as_deref()).map_err(full)?;
+        let mut maintained = self.maintained(before);
+        let of_all = maintained.now.iter().find(|closed| closed.listener.is_none());
+        if let Some((listener, of_all)) = listener.zip(of_all) {
+            let still = format!(
+                "{listener} stays closed until {}, as all listeners are: `maintenance off` \
+                 without --listener ends that",
+                of_all.end()
+            );
+            if maintained.ended.is_empty() {
+                return Err(Trouble::value(still));
+            }
+            maintained.warnings.push(still);
+        }
+        Ok(maintained)
+    }
+
+    /// How it is after a change; `before` is what was closed.
+    fn maintained(&self, before: Vec<Closed>) -> Maintained {
+        self.engine.tell_maintenance(&self.listeners);
+        let now = Closed::all(&self.engine, &self.listeners);
+        let lasts = |was: &Closed| now.iter().any(|closed| closed.listener == was.listener);
+        let ended = before.into_iter().filter(|was| !lasts(was)).collect();
+        let mut warnings = Vec::new();
+        if !self.engine.memory().maintenance.is_whole() {
+            warnings.push(
+                "state is still being read: what was said before the restart may come to hold \
+                 again"
+                    .to_owned(),
+            );
+        }
+        Maintained { now, ended, kept: false, warnings }
+    }
+
+    /// Waits until a change is on disk, if anything is kept there.
+    async fn settled(&self, mut maintained: Maintained) -> Maintained {
+        let said = self.engine.now();
+        let written = || self.engine.telemetry().totals().written_up_to;
+        if written().is_none() {
+            return maintained;
+        }
+        let mut look = interval(Duration::from_millis(20));
+        let kept = async {
+            while written().is_none_or(|up_to| up_to <= said) {
+                look.tick().await;
+            }
+        };
+        maintained.kept = timeout(LONGEST_WRITE, kept).await.is_ok();
+        if !maintained.kept {
+            let warning = "it is not on disk yet: a restart now would not know of it";
+            maintained.warnings.push(warning.to_owned());
+        }
+        maintained
+    }
+
+    /// A listener of ours, as it is known; it may be named in another way: `inet:[::1]:7421`, or a
+    /// plain path.
+    fn listener(&self, name: &str) -> Result<Arc<str>, Trouble> {
+        let address = match name.starts_with('/') {
+            true => format!("unix:{name}").parse::<Address>(),
+            false => name.parse::<Address>(),
+        };
+        let written = address.map_or_else(|_| name.to_owned(), |address| address.to_string());
+        let known = self.listeners.iter().find(|listener| ***listener == *written);
+        known.cloned().ok_or_else(|| {
+            let known = self.listeners.join(", ");
+            Trouble::value(format!("there is no listener {name:?}; there are: {known}"))
+        })
+    }
+}
+
+/// When maintenance is over that begins now.
+fn end(lasting: Option<Span>, until: Option<Time>, now: Time) -> Result<Time, Trouble> {
+    let until = match (lasting, until) {
+        (Some(_), Some(_)) => return Err(Trouble::value("expected either `for` or `until`")),
+        (None, Some(until)) => until,
+        (lasting, None) => now + lasting.unwrap_or(USUAL_MAINTENANCE).duration(),
+    };
+    if until <= now {
+        let message =
+            format!("expected a time that lies ahead, not {}: it is {}", whole(until), whole(now));
+        return Err(Trouble::value(message));
+    }
+    if until.since(now) > LONGEST_MAINTENANCE.duration() {
+        let message = format!(
+            "expected {LONGEST_MAINTENANCE} at most: before that, senders give their mail back"
+        );
+        return Err(Trouble::value(message));
+    }
+    Ok(until)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maintenance_ends_as_it_is_said_or_after_an_hour_and_never_later_than_after_a_week() {
+        let now = Time::from_secs(1_800_000_000);
+        let after = |secs| now + Duration::from_secs(secs);
+        assert_eq!(end(None, None, now), Ok(after(3_600)));
+        assert_eq!(end(Some(Span::secs(60)), None, now), Ok(after(60)));
+        assert_eq!(end(None, Some(after(60)), now), Ok(after(60)));
+        assert_eq!(end(Some(LONGEST_MAINTENANCE), None, now), Ok(after(604_800)));
+        for (lasting, until) in [
+            (Some(Span::secs(60)), Some(after(60))),
+            (Some(Span::secs(0)), None),
+            (Some(Span::secs(604_801)), None),
+            (None, Some(now)),
+            (None, Some(after(604_801))),
+        ] {
+            assert_eq!(end(lasting, until, now).unwrap_err().kind, Kind::Value);
+        }
+    }
+}

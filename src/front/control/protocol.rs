@@ -1,0 +1,210 @@
+//! The words of the control socket: one request a line, one answer a line, both JSON.
+//!
+//! ```text
+//! {"request":"status"}
+//! {"request":"maintenance-on","for":"30m","listener":"inet:127.0.0.1:7421"}
+//! {"maintenance":{"now":[...],"ended":[],"kept":true,"warnings":[]}}
+//! {"error":{"kind":"request","message":"..."}}
+//! ```
+//!
+//! A new request is a variant of [`Request`], one of [`Answer`], and an arm where the front
+//! answers.
+
+use std::fmt::{self, Display, Formatter};
+
+use serde::{Deserialize, Serialize};
+
+use super::status::{Closed, Status};
+use crate::clock::Time;
+use crate::meter::units::Span;
+
+/// What can be asked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// How are you?
+    Status {},
+    /// Read the settings again.
+    Reload {},
+    /// Put off new sessions for a while.
+    MaintenanceOn {
+        /// For so long from now.
+        #[serde(rename = "for", default, skip_serializing_if = "Option::is_none")]
+        lasting: Option<Span>,
+        /// Until then; not both.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        until: Option<Time>,
+        /// At this listener only.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        listener: Option<String>,
+    },
+    /// Let them in again.
+    MaintenanceOff {
+        /// What was closed for this listener; without one, everything.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        listener: Option<String>,
+    },
+}
+
+impl Request {
+    /// All of them by their names.
+    pub const NAMES: [&str; 4] = ["status", "reload", "maintenance-on", "maintenance-off"];
+
+    /// Reads a line. Who asks for what does not exist is told what does.
+    pub fn parse(line: &[u8]) -> Result<Self, Trouble> {
+        serde_json::from_slice(line).map_err(|error| {
+            let known = Self::NAMES.join(", ");
+            let message = format!(
+                "expected a line such as {{\"request\":\"status\"}}: {error}; requests are {known}"
+            );
+            Trouble { kind: Kind::Request, message }
+        })
+    }
+
+    /// Its name.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Status {} => Self::NAMES[0],
+            Self::Reload {} => Self::NAMES[1],
+            Self::MaintenanceOn { .. } => Self::NAMES[2],
+            Self::MaintenanceOff { .. } => Self::NAMES[3],
+        }
+    }
+}
+
+/// What is answered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// To `status`.
+    Status(Box<Status>),
+    /// To `reload`.
+    Reload(Reloaded),
+    /// To `maintenance-on` and `maintenance-off`.
+    Maintenance(Maintained),
+    /// It could not be done.
+    Error(Trouble),
+}
+
+/// What came of a reload.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Reloaded {
+    /// Whether the settings are in force.
+    pub done: bool,
+    /// The file.
+    pub file: String,
+    /// Errors and warnings, as `postpone check` prints them.
+    pub report: String,
+    /// What takes effect only at a restart.
+    pub restart: Vec<String>,
+}
+
+/// What came of a change of maintenance.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Maintained {
+    /// What is closed now.
+    pub now: Vec<Closed>,
+    /// What was, and is not any more.
+    pub ended: Vec<Closed>,
+    /// Whether it is on disk, and so survives a restart.
+    pub kept: bool,
+    /// What may surprise.
+    pub warnings: Vec<String>,
+}
+
+/// Why something could not be done.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// Who must act.
+    pub kind: Kind,
+    /// What is wrong, and what was expected.
+    pub message: String,
+}
+
+/// Who must act.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// It is no request that we know.
+    Request,
+    /// It asks for what makes no sense here.
+    Value,
+    /// The peer may not ask.
+    Permission,
+    /// It cannot be done now.
+    Unavailable,
+}
+
+impl Trouble {
+    /// It asks for what makes no sense here.
+    pub fn value(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Value, message: message.into() }
+    }
+
+    /// It cannot be done now.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Unavailable, message: message.into() }
+    }
+}
+
+impl Display for Trouble {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn requests_are_read_as_they_are_written() {
+        let on = Request::MaintenanceOn {
+            lasting: Some(Span::secs(1800)),
+            until: None,
+            listener: Some("inet:127.0.0.1:7421".into()),
+        };
+        let off = Request::MaintenanceOff { listener: None };
+        for (request, line) in [
+            (Request::Status {}, r#"{"request":"status"}"#),
+            (Request::Reload {}, r#"{"request":"reload"}"#),
+            (on, r#"{"request":"maintenance-on","for":"30m","listener":"inet:127.0.0.1:7421"}"#),
+            (off, r#"{"request":"maintenance-off"}"#),
+        ] {
+            assert_eq!(serde_json::to_string(&request).unwrap(), line);
+            assert!(line.contains(request.name()));
+            assert_eq!(Request::parse(line.as_bytes()), Ok(request));
+        }
+    }
+
+    #[test]
+    fn what_is_no_request_is_told_what_is() {
+        for line in [
+            "",
+            "status",
+            "[]",
+            "{}",
+            r#"{"request":"explode"}"#,
+            r#"{"request":"status","more":1}"#,
+            r#"{"request":"maintenance-on","for":"long"}"#,
+        ] {
+            let Err(trouble) = Request::parse(line.as_bytes()) else { panic!("{line}") };
+            assert_eq!(trouble.kind, Kind::Request);
+            assert!(Request::NAMES.iter().all(|name| trouble.message.contains(name)), "{trouble}");
+        }
+        let wrong = Request::parse(br#"{"request":"explode"}"#).unwrap_err().message;
+        for name in Request::NAMES {
+            assert!(wrong.contains(&format!("`{name}`")), "{name} is in NAMES and no variant");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_makes_it_panic(line: Vec<u8>) {
+            let _ = Request::parse(&line);
+        }
+    }
+}

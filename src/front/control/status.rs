@@ -1,0 +1,252 @@
+//! Everything that `postpone ctl status` tells. The names are stable; a field that is missing, as
+//! an older daemon leaves it out, reads as its default.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Time;
+use crate::engine::Engine;
+use crate::policy::decision::Reason;
+use crate::policy::load::{Level, Seen, Worse};
+use crate::policy::maintenance::{By, Closure};
+use crate::setting::Mode;
+use crate::telemetry::Failure;
+
+/// How the daemon is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// The version that runs.
+    pub version: String,
+    /// When it began to serve.
+    pub since: Time,
+    /// The time there.
+    pub now: Time,
+    /// Where MTAs find it.
+    pub listeners: Vec<String>,
+    /// Sessions open now, as milters see them.
+    pub sessions_open: u64,
+    /// How the host is.
+    pub load: Load,
+    /// What is closed; nothing: no maintenance.
+    pub maintenance: Vec<Closed>,
+    /// `pass`, and refusals by their reason.
+    pub decisions: BTreeMap<String, u64>,
+    /// What shadows would have refused, by the reason.
+    pub shadowed: BTreeMap<String, u64>,
+    /// Memory.
+    pub tables: Vec<Table>,
+    /// What is on disk.
+    pub state: State,
+    /// Our own trouble, in which the mail passed, by its kind.
+    pub failures: BTreeMap<String, u64>,
+}
+
+/// How the host is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Load {
+    /// Whether it acts.
+    pub mode: Mode,
+    /// The level in force.
+    pub level: Level,
+    /// Why, above normal.
+    pub cause: Option<Cause>,
+    /// The part of new sessions that is let in, by standing.
+    pub admitted: BTreeMap<String, f64>,
+    /// All sensors.
+    pub sensors: Vec<Sensor>,
+}
+
+/// The sensor that decides.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Cause {
+    /// Its name.
+    pub sensor: String,
+    /// What it said.
+    pub reading: f64,
+    /// The mark that it has reached.
+    pub mark: f64,
+}
+
+/// A sensor of the load.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Sensor {
+    /// Its name.
+    pub name: String,
+    /// What it says, in its own unit; nothing while it is off.
+    pub reading: Option<f64>,
+    /// Why it is off, if it is.
+    pub off: Option<String>,
+    /// The level that it asks for.
+    pub level: Level,
+    /// Where elevated begins; nothing: it never asks for it.
+    pub elevated: Option<f64>,
+    /// Where high begins.
+    pub high: Option<f64>,
+    /// Where critical begins.
+    pub critical: Option<f64>,
+    /// Whether it is the lower readings that are worse.
+    pub lower_is_worse: bool,
+}
+
+/// What is closed for maintenance.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Closed {
+    /// The listener; nothing: all of them.
+    pub listener: Option<String>,
+    /// When it is over.
+    pub until: Time,
+    /// Seconds until then, rounded up.
+    pub remaining_secs: u64,
+    /// Whether it is `[maintenance] until` that says so.
+    pub by_settings: bool,
+}
+
+/// A table of memory.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Table {
+    /// Its name.
+    pub name: String,
+    /// Entries.
+    pub entries: u64,
+    /// How many there may be.
+    pub max: u64,
+    /// Entries that had to make room before their time.
+    pub evicted: u64,
+    /// New ones that found no room.
+    pub turned_away: u64,
+}
+
+/// What is on disk.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct State {
+    /// Whether anything is kept.
+    pub kept: bool,
+    /// Whether what was kept is still being read back.
+    pub loading: bool,
+    /// Entries that were read back.
+    pub loaded_entries: u64,
+    /// Changed entries that are not on disk yet.
+    pub behind_entries: u64,
+    /// Bytes that it takes.
+    pub bytes: u64,
+    /// Up to when every change is on disk.
+    pub last_written: Option<Time>,
+}
+
+impl Status {
+    /// How it is now.
+    pub fn of(engine: &Engine, since: Time, listeners: &[Arc<str>]) -> Self {
+        let totals = engine.telemetry().totals();
+        let by_reason = |counts: [u64; Reason::ALL.len()]| {
+            Reason::ALL.into_iter().map(|r| r.name().to_owned()).zip(counts)
+        };
+        let table = |(name, size): (&str, crate::meter::table::Size)| Table {
+            name: name.to_owned(),
+            entries: size.entries as u64,
+            max: size.max_entries as u64,
+            evicted: size.evicted,
+            turned_away: size.turned_away,
+        };
+        let kept = totals.written_up_to.is_some();
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            since,
+            now: engine.now(),
+            listeners: listeners.iter().map(|listener| (**listener).to_owned()).collect(),
+            sessions_open: totals.sessions,
+            load: Load::of(engine),
+            maintenance: Closed::all(engine, listeners),
+            decisions: by_reason(totals.refused)
+                .chain([("pass".to_owned(), totals.passes)])
+                .collect(),
+            shadowed: by_reason(totals.shadowed).collect(),
+            tables: engine.memory().sizes().map(table).collect(),
+            state: State {
+                kept,
+                loading: totals.loading,
+                loaded_entries: totals.loaded,
+                behind_entries: if kept { engine.memory().behind() as u64 } else { 0 },
+                bytes: totals.bytes,
+                last_written: totals.written_up_to,
+            },
+            failures: Failure::ALL
+                .into_iter()
+                .map(|failure| failure.name().to_owned())
+                .zip(totals.failures)
+                .collect(),
+        }
+    }
+}
+
+/// A time as people read it: to the second.
+pub fn whole(time: Time) -> String {
+    let text = time.to_string();
+    let end = text.find('.').unwrap_or(text.len());
+    format!("{}Z", text[..end].trim_end_matches('Z'))
+}
+
+impl Load {
+    fn of(engine: &Engine) -> Self {
+        let load = &engine.memory().load;
+        let standings = ["suspect", "unknown", "proven"].map(str::to_owned);
+        Self {
+            mode: engine.load_mode(),
+            level: load.level(),
+            cause: load.cause().map(|cause| Cause {
+                sensor: cause.sensor.to_string(),
+                reading: cause.reading,
+                mark: cause.mark,
+            }),
+            admitted: standings.into_iter().zip(load.shares().map(f64::from)).collect(),
+            sensors: load.sensors().into_iter().map(Sensor::of).collect(),
+        }
+    }
+}
+
+impl Sensor {
+    fn of(Seen { sample, level }: Seen) -> Self {
+        let [elevated, high, critical] = sample.marks.levels;
+        let (reading, off) = match sample.reading {
+            Ok(reading) => (Some(reading), None),
+            Err(why) => (None, Some(why.to_string())),
+        };
+        Self {
+            name: sample.sensor.to_string(),
+            reading,
+            off,
+            level,
+            elevated,
+            high,
+            critical,
+            lower_is_worse: sample.marks.worse == Worse::Lower,
+        }
+    }
+}
+
+impl Closed {
+    /// When it is over, to the second.
+    pub fn end(&self) -> String {
+        whole(self.until)
+    }
+
+    /// Everything that is closed now.
+    pub fn all(engine: &Engine, listeners: &[Arc<str>]) -> Vec<Self> {
+        let now = engine.now();
+        let closed = |(listener, closure): (Option<Arc<str>>, Closure)| Self {
+            listener: listener.map(|listener| (*listener).to_owned()),
+            until: closure.until,
+            remaining_secs: closure.until.since(now).as_nanos().div_ceil(1_000_000_000) as u64,
+            by_settings: closure.by == By::Settings,
+        };
+        engine.closures(listeners).into_iter().map(closed).collect()
+    }
+}

@@ -1,0 +1,253 @@
+//! `postpone ctl`: asks the running daemon, and says what it answers.
+
+use std::fmt::{self, Display, Formatter};
+use std::io::{self, BufRead, BufReader, ErrorKind, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use super::text::{status, time_and_rest};
+use crate::config::Control;
+use crate::front::control::protocol::{Answer, Kind, Maintained, Reloaded, Request, Trouble};
+use crate::setting::OrNone;
+
+/// Exit codes of sysexits.h.
+pub mod exit {
+    /// EX_USAGE: the command line.
+    pub const USAGE: u8 = 64;
+    /// EX_DATAERR: what was asked for makes no sense to this daemon.
+    pub const VALUE: u8 = 65;
+    /// EX_UNAVAILABLE: no daemon answers.
+    pub const UNAVAILABLE: u8 = 69;
+    /// EX_PROTOCOL: what is there answers something else.
+    pub const PROTOCOL: u8 = 76;
+    /// EX_NOPERM: the daemon may not be asked.
+    pub const PERMISSION: u8 = 77;
+    /// EX_CONFIG: the settings cannot be used.
+    pub const SETTINGS: u8 = 78;
+}
+
+/// How long the daemon may take. It answers within milliseconds, but for what is to be on disk.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Where the daemon is found.
+pub struct Place<'a> {
+    /// The socket itself, with or without `unix:`.
+    pub socket: Option<&'a Path>,
+    /// The settings that name it.
+    pub file: Option<&'a Path>,
+}
+
+/// How an answer is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// For people.
+    Text,
+    /// As one line of JSON.
+    Json,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub enum Failed {
+    /// The settings do not say where the daemon is.
+    Settings(PathBuf, io::Error),
+    /// The settings want no control socket.
+    NoSocket,
+    /// Nobody answers there.
+    Nobody(PathBuf, io::Error),
+    /// What answers is no daemon of this version.
+    Strange(PathBuf, String),
+    /// The daemon says why not.
+    Said(Trouble),
+    /// Nobody reads what we say.
+    Output(io::Error),
+}
+
+impl Failed {
+    /// The exit code.
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Settings(..) => exit::SETTINGS,
+            Self::Nobody(_, error) if error.kind() == ErrorKind::PermissionDenied => {
+                exit::PERMISSION
+            }
+            Self::NoSocket | Self::Nobody(..) => exit::UNAVAILABLE,
+            Self::Strange(..) => exit::PROTOCOL,
+            Self::Said(Trouble { kind, .. }) => match kind {
+                Kind::Request => exit::PROTOCOL,
+                Kind::Value => exit::VALUE,
+                Kind::Permission => exit::PERMISSION,
+                Kind::Unavailable => exit::UNAVAILABLE,
+            },
+            // EX_IOERR
+            Self::Output(_) => 74,
+        }
+    }
+}
+
+impl Display for Failed {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Settings(file, error) => write!(f, "{}: {error}", file.display()),
+            Self::NoSocket => f.write_str("the settings want no control socket: it is \"none\""),
+            Self::Nobody(path, error) if error.kind() == ErrorKind::PermissionDenied => {
+                write!(f, "you may not use {}: {error}", path.display())
+            }
+            Self::Nobody(path, error) => {
+                write!(f, "no daemon answers at {}: {error}", path.display())
+            }
+            Self::Strange(path, what) => {
+                write!(f, "what answers at {} is not understood: {what}", path.display())
+            }
+            Self::Said(trouble) => write!(f, "{trouble}"),
+            Self::Output(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+/// Asks, and says what is answered: to `out` what was asked for, to `err` what may surprise.
+/// Returns the exit code.
+pub fn ctl(
+    place: &Place<'_>,
+    request: &Request,
+    form: Form,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> u8 {
+    let done = place.path().and_then(|path| ask(&path, request));
+    let told = done.and_then(|answer| tell(answer, form, out, err).map_err(Failed::Output));
+    told.unwrap_or_else(|failed| {
+        // Where nobody reads standard error, the exit code must do.
+        let _ = writeln!(err, "postpone: {failed}");
+        failed.code()
+    })
+}
+
+impl Place<'_> {
+    fn path(&self) -> Result<PathBuf, Failed> {
+        if let Some(socket) = self.socket {
+            return Ok(socket
+                .to_str()
+                .and_then(|text| text.strip_prefix("unix:"))
+                .map_or_else(|| socket.into(), PathBuf::from));
+        }
+        let socket = match self.file {
+            None => Control::default().socket,
+            Some(file) => {
+                let text = std::fs::read_to_string(file);
+                Control::socket_in(&text.map_err(|error| Failed::Settings(file.into(), error))?)
+            }
+        };
+        match socket {
+            OrNone::Some(socket) => Ok(socket.path().into()),
+            OrNone::None => Err(Failed::NoSocket),
+        }
+    }
+}
+
+/// Asks one thing.
+fn ask(path: &Path, request: &Request) -> Result<Answer, Failed> {
+    let nobody = |error| Failed::Nobody(path.into(), error);
+    let strange = |error: serde_json::Error| Failed::Strange(path.into(), error.to_string());
+    let mut stream = dial(path).map_err(nobody)?;
+    let mut line = serde_json::to_vec(request).map_err(strange)?;
+    line.push(b'\n');
+    // Who turns us away does so before it reads; it has said why.
+    let written = stream.write_all(&line);
+    let mut answer = Vec::new();
+    match BufReader::new(stream).read_until(b'\n', &mut answer) {
+        Ok(1..) => {}
+        Ok(0) => {
+            let gone = written.err().unwrap_or_else(|| ErrorKind::UnexpectedEof.into());
+            return Err(nobody(gone));
+        }
+        Err(error) if error.kind() == ErrorKind::WouldBlock => {
+            return Err(nobody(io::Error::new(ErrorKind::TimedOut, "it does not answer")));
+        }
+        Err(error) => return Err(nobody(error)),
+    }
+    match serde_json::from_slice(&answer).map_err(strange)? {
+        Answer::Error(trouble) => Err(Failed::Said(trouble)),
+        answer => Ok(answer),
+    }
+}
+
+/// Connects within a time: a daemon that is stuck takes no connections.
+fn dial(path: &Path) -> io::Result<UnixStream> {
+    let socket =
+        net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    for end in [Timeout::Send, Timeout::Recv] {
+        set_socket_timeout(&socket, end, Some(PATIENCE))?;
+    }
+    net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
+}
+
+fn tell(answer: Answer, form: Form, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
+    let code = match &answer {
+        Answer::Reload(Reloaded { done: false, .. }) => exit::SETTINGS,
+        _ => 0,
+    };
+    match (form, answer) {
+        (Form::Json, Answer::Status(status)) => {
+            serde_json::to_writer(&mut *out, &status)?;
+            writeln!(out)?;
+        }
+        (Form::Json, Answer::Reload(reloaded)) => {
+            serde_json::to_writer(&mut *out, &reloaded)?;
+            writeln!(out)?;
+        }
+        (Form::Json, Answer::Maintenance(maintained)) => {
+            serde_json::to_writer(&mut *out, &maintained)?;
+            writeln!(out)?;
+        }
+        (Form::Text, Answer::Status(told)) => write!(out, "{}", status(&told))?,
+        (Form::Text, Answer::Reload(told)) => tell_reload(&told, out, err)?,
+        (Form::Text, Answer::Maintenance(told)) => tell_maintenance(&told, out, err)?,
+        // Told already.
+        (_, Answer::Error(_)) => {}
+    }
+    out.flush()?;
+    Ok(code)
+}
+
+fn tell_reload(told: &Reloaded, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<()> {
+    write!(err, "{}", told.report)?;
+    if !told.done {
+        return writeln!(err, "{}: not reloaded, nothing has changed", told.file);
+    }
+    writeln!(out, "{}: reloaded", told.file)?;
+    if !told.restart.is_empty() {
+        writeln!(out, "takes effect only at a restart: {}", told.restart.join(", "))?;
+    }
+    Ok(())
+}
+
+fn tell_maintenance(told: &Maintained, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<()> {
+    let name = |listener: &Option<String>| match listener {
+        Some(listener) => listener.clone(),
+        None => "all listeners".to_owned(),
+    };
+    for warning in &told.warnings {
+        writeln!(err, "warning: {warning}")?;
+    }
+    for ended in &told.ended {
+        writeln!(out, "maintenance of {} has ended", name(&ended.listener))?;
+    }
+    for closed in &told.now {
+        let (listener, until) = (name(&closed.listener), time_and_rest(closed));
+        writeln!(out, "maintenance of {listener} until {until}")?;
+    }
+    if told.now.is_empty() {
+        writeln!(out, "no maintenance: new sessions are let in")?;
+    } else if told.kept {
+        writeln!(out, "running sessions may finish; a restart does not end it")?;
+    } else {
+        writeln!(out, "running sessions may finish; a restart ends it, since it is not on disk")?;
+    }
+    Ok(())
+}
