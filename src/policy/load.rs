@@ -511,7 +511,8 @@ impl Signal for Arc<Load> {
     }
 
     fn assess(&self, cx: &Context<'_>, _: &Ledger, round: &mut Round) {
-        if !matches!(cx.event, Event::Connect) {
+        // Beside a milter, which judges the same session, nothing is said in the middle of it.
+        if !matches!(cx.event, Event::Connect) || cx.ends == Ends::SeenElsewhere {
             return;
         }
         let (level, host) = (self.host.level(), &self.host);
@@ -537,7 +538,7 @@ impl Signal for Arc<Load> {
 
     fn settle(&self, cx: &Context<'_>, decision: &Decision, ledger: &mut Ledger) {
         match cx.event {
-            Event::Connect => {
+            Event::Connect if cx.ends != Ends::SeenElsewhere => {
                 if !self.host.is_open()
                     && let Some(standing) = number(cx.standing())
                 {
