@@ -88,7 +88,7 @@ fn every_key_in([before, path]: &[&str; 2], values: &[&Value]) {
     let text = format!("{before}{header}\nnonsense = 1");
     assert_eq!(named, known_keys(&text), "{header}");
     // A section within the entry of a list needs that entry.
-    let before = if is_list { format!("{header}\n") } else { String::new() };
+    let before = if is_list { format!("{before}{header}\n") } else { before.to_string() };
     for key in named {
         let within: Vec<_> = tables.iter().filter_map(|table| table.get(&key)).collect();
         every_key_in(&[&before, &format!("{path}.{key}")], &within);
@@ -131,6 +131,9 @@ fn every_word_that_can_be_written_is_explained() {
         ("[[listen]]", "speak = \"nonsense\""),
         ("[greylist]", "mode = \"nonsense\""),
         ("[greylist]", "per = [\"nonsense\"]"),
+        ("[load]", "mode = \"nonsense\""),
+        ("[load.sessions]", "from = \"nonsense\""),
+        ("[[load.probe]]", "level = \"nonsense\""),
         ("[log]", "format = \"nonsense\""),
         ("[log]", "level = \"nonsense\""),
     ] {

@@ -5,6 +5,7 @@
 //! decision.
 
 pub mod log;
+mod sampler;
 
 use std::fmt::{self, Display, Formatter};
 use std::io;
@@ -21,6 +22,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use self::log::Logging;
+use self::sampler::Sampler;
+use self::sampler::delay::Lateness;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Control, Named, Settings, Unusable};
 use crate::engine::Engine;
@@ -139,6 +142,8 @@ fn run(settings: Settings, named: Named, file: &Path, logging: &Logging) -> Resu
         settings.listen.iter().map(|listen| listen.door().address).collect();
     main.block_on(maintenance_is_known(&engine));
     engine.tell_maintenance(&listeners);
+    let lateness = Lateness::new(settings.server.workers);
+    let sampler = Sampler::new(&engine, lateness.clone());
     let (stop, stopping) = watch::channel(false);
     let mut workers = Vec::new();
     for number in 0..settings.server.workers {
@@ -147,6 +152,7 @@ fn run(settings: Settings, named: Named, file: &Path, logging: &Logging) -> Resu
         let worker = Worker {
             engine: engine.clone(),
             desk: desk.clone(),
+            lateness: lateness.clone(),
             sockets: sockets.map_err(system("cannot share a socket"))?,
             max_sessions,
             stopping: stopping.clone(),
@@ -168,9 +174,15 @@ fn run(settings: Settings, named: Named, file: &Path, logging: &Logging) -> Resu
         info!(%address, ?protocol, "listening");
     }
     info!(version = env!("CARGO_PKG_VERSION"), file = %file.display(), max_sessions, "serving");
+    sampler.watch(&settings.load).map_err(system("cannot start the sensors' thread"))?;
     let told = main.block_on(async {
-        let reload = || reload(&settings, file, &engine, logging);
-        attend(&mut signals, &mut asked, reload, &engine, &listeners, logging, &workers).await
+        let reload = || reload(&settings, file, &engine, &sampler, logging);
+        let attend =
+            attend(&mut signals, &mut asked, reload, &engine, &listeners, logging, &workers);
+        tokio::select! {
+            told = attend => told,
+            never = sampler.tended(SWEEP_EVERY) => match never {},
+        }
     });
     // Nobody reloads any more; who asks is told so.
     drop(asked);
@@ -321,6 +333,7 @@ fn raise_descriptors() -> usize {
 struct Worker {
     engine: Arc<Engine>,
     desk: Arc<policyd::Desk>,
+    lateness: Arc<Lateness>,
     sockets: Vec<(Bound, listen::Params)>,
     max_sessions: usize,
     stopping: watch::Receiver<bool>,
@@ -329,14 +342,15 @@ struct Worker {
 
 impl Worker {
     fn start(self, number: u8) -> io::Result<JoinHandle<io::Result<()>>> {
-        thread::Builder::new().name(format!("worker-{number}")).spawn(move || self.serve())
+        thread::Builder::new().name(format!("worker-{number}")).spawn(move || self.serve(number))
     }
 
     /// One thread for all sessions: tokio's pool would wake a second one for most frames, which
     /// costs a milter more than it brings. See benches/milter.rs.
-    fn serve(self) -> io::Result<()> {
+    fn serve(self, number: u8) -> io::Result<()> {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
+            tokio::spawn(self.lateness.beat(number));
             let mut fronts = tokio::task::JoinSet::new();
             for (bound, listen) in self.sockets {
                 let (engine, stopping) = (self.engine.clone(), self.stopping.clone());
@@ -437,7 +451,13 @@ async fn until(signals: &mut Signals, ended: impl Fn() -> bool) {
 }
 
 /// Puts the settings of the file in force. A bad file changes nothing.
-fn reload(running: &Settings, file: &Path, engine: &Engine, logging: &Logging) -> Reloaded {
+fn reload(
+    running: &Settings,
+    file: &Path,
+    engine: &Engine,
+    sampler: &Sampler,
+    logging: &Logging,
+) -> Reloaded {
     let refused = |report: String| {
         engine.telemetry().reloaded("refused");
         Reloaded { file: file.display().to_string(), report, ..Reloaded::default() }
@@ -459,6 +479,9 @@ fn reload(running: &Settings, file: &Path, engine: &Engine, logging: &Logging) -
         }
     }
     checked.report.lines(Severity::Warning).for_each(|line| warn!("{line}"));
+    if let Err(error) = sampler.watch(&checked.settings.load) {
+        error!(%error, "cannot start the sensors' thread");
+    }
     logging.set_level(checked.settings.log.level);
     let restart = checked.settings.needs_restart(running);
     if !restart.is_empty() {

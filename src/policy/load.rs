@@ -139,7 +139,11 @@ impl Marks {
             Worse::Higher => (mark * self.down, above.unwrap_or(mark * 1.25)),
             Worse::Lower => (mark / self.down, above.unwrap_or(mark * 0.75)),
         };
-        if from == to { 1.0 } else { ((reading - from) / (to - from)).clamp(0.0, 1.0) }
+        // Without a way down it is on or off, as a probe is: nothing lies between.
+        if from == to || self.down >= 1.0 {
+            return 1.0;
+        }
+        ((reading - from) / (to - from)).clamp(0.0, 1.0)
     }
 }
 
@@ -243,6 +247,8 @@ struct Host {
     gates: [Gate; STANDINGS],
     /// Sessions that the fronts hold.
     open: AtomicU32,
+    /// Those of them that were put off and wait to be told.
+    waiting: AtomicU32,
     /// Sessions of each network, while there is any sensor. Bound: `max_clients`; a session that
     /// finds it full is not counted.
     networks: Table<Held>,
@@ -294,14 +300,46 @@ impl Gate {
         self.credit.store(credit.to_bits(), Ordering::Relaxed);
     }
 
-    /// Moves towards another share: up within `ramp`, down ten times as fast.
-    fn approach(&self, share: f64, after: Duration, ramp: Duration) {
-        let step = after.as_secs_f64() / ramp.as_secs_f64().max(0.001);
+    /// Moves for the time since the last reading.
+    fn moves(&self, standing: usize, level: Level, strain: f64, by: f64) {
         let now = f64::from(self.share());
-        let share = share.clamp(now - 10.0 * step, now + step).clamp(0.0, 1.0);
-        self.share.store((share as f32).to_bits(), Ordering::Relaxed);
+        let most = shares(level, strain)[standing];
+        let share = match Some(standing) == number(Standing::Proven) {
+            // What strangers hold already must have the time to end, before it is their turn.
+            true => most.clamp(now - by, now + FAST * by),
+            false => sought(now, most, level, strain, by),
+        };
+        self.share.store((share.clamp(0.0, 1.0) as f32).to_bits(), Ordering::Relaxed);
     }
 }
+
+/// The part of strangers to be let in after `by` ramps more, at most `most`.
+///
+/// The right one may be a tenth or a thousandth of those who come, so it is sought by factors and
+/// not by steps: it grows while the host bears it, holds where the strain is half of what high can
+/// be, and shrinks ten times as fast beyond. Critical ends it at once, since a flood fills all
+/// processes within a second.
+fn sought(now: f64, most: f64, level: Level, strain: f64, by: f64) -> f64 {
+    let doublings = (1.0 / LEAST_STRANGERS).log2() * by;
+    match level {
+        Level::Critical => most,
+        Level::High if strain > 0.5 => {
+            let less = now * (-FAST * doublings * (2.0 * strain - 1.0)).exp2();
+            less.min(most.max(now - FAST * by))
+        }
+        Level::High => {
+            let more = now.max(LEAST_STRANGERS) * (doublings * (1.0 - 2.0 * strain)).exp2();
+            more.min(most.max(now - FAST * by))
+        }
+        Level::Normal | Level::Elevated => now.max(LEAST_STRANGERS) * doublings.exp2(),
+    }
+}
+
+/// Where the search begins, of strangers: one of sixty-four.
+const LEAST_STRANGERS: f64 = 1.0 / 64.0;
+
+/// How much faster a gate moves the way it should move fast.
+const FAST: f64 = 10.0;
 
 /// The sessions of one network.
 #[derive(Default)]
@@ -323,6 +361,7 @@ impl Memory {
             level: AtomicU8::new(0),
             gates: [Gate::open(), Gate::open(), Gate::open()],
             open: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
             networks: Table::new(bounds.max_clients),
             watch: Mutex::default(),
         }))
@@ -381,6 +420,13 @@ impl Host {
         self.gates.iter().all(|gate| gate.share() >= 1.0)
     }
 
+    /// A session that only waits to be told holds a process of the MTA as long as a client takes to
+    /// greet: in a flood that alone would fill it.
+    fn has_enough_waiting(&self) -> bool {
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        waiting >= (self.open.load(Ordering::Relaxed) / MOST_WAITING).max(1)
+    }
+
     fn watch(&self) -> std::sync::MutexGuard<'_, Watch> {
         self.watch.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -412,10 +458,11 @@ impl Host {
         }
         let strain = strain(&seen, to);
         watch.seen = seen;
-        let after = watch.last.map_or(Duration::ZERO, |last| now.since(last));
+        let after = watch.last.map_or(params.ramp, |last| now.since(last));
         watch.last = Some(now);
-        for (gate, share) in self.gates.iter().zip(shares(to, strain)) {
-            gate.approach(share, after, params.ramp);
+        let by = after.as_secs_f64() / params.ramp.as_secs_f64().max(0.001);
+        for (standing, gate) in self.gates.iter().enumerate() {
+            gate.moves(standing, to, strain, by);
         }
         self.level.store(to as u8, Ordering::Relaxed);
         let crossed = from != to;
@@ -454,6 +501,9 @@ fn shares(level: Level, strain: f64) -> [f64; STANDINGS] {
     }
 }
 
+/// Of so many open sessions, one may be waiting to be told that it was put off.
+const MOST_WAITING: u32 = 4;
+
 /// What is always let in of proven clients.
 const LEAST_PROVEN: f64 = 0.25;
 
@@ -467,6 +517,8 @@ pub struct Load {
 #[derive(Debug)]
 pub(super) struct Place {
     network: Option<Key>,
+    /// Whether it was put off and waits to be told.
+    waits: bool,
 }
 
 impl Load {
@@ -524,8 +576,8 @@ impl Signal for Arc<Load> {
         if !host.gates[standing].admits()
             && let Some(cause) = host.watch().cause.clone()
         {
-            // A session that only waits to be told costs a process of the MTA.
-            let urgency = if level == Level::Critical { Urgency::AtOnce } else { Urgency::Spoken };
+            let at_once = level == Level::Critical || host.has_enough_waiting();
+            let urgency = if at_once { Urgency::AtOnce } else { Urgency::Spoken };
             let scarce = cause.scarce;
             let refusal = self.refusal(Why::Load { level, cause }, scarce);
             return round.refuse(Refusal { urgency, ..refusal });
@@ -549,12 +601,15 @@ impl Signal for Arc<Load> {
                     let key = cx.network_key();
                     let counted = self.host.networks.write(key, cx.now, |held| held.0 += 1);
                     self.host.open.fetch_add(1, Ordering::Relaxed);
-                    ledger.place = Some(Place { network: counted.ok().map(|()| key) });
+                    let waits = !decision.passes();
+                    self.host.waiting.fetch_add(u32::from(waits), Ordering::Relaxed);
+                    ledger.place = Some(Place { network: counted.ok().map(|()| key), waits });
                 }
             }
             Event::Disconnect => {
                 let Some(place) = ledger.place.take() else { return };
                 self.host.open.fetch_sub(1, Ordering::Relaxed);
+                self.host.waiting.fetch_sub(u32::from(place.waits), Ordering::Relaxed);
                 if let Some(network) = place.network {
                     self.host.networks.write_known(network, |held| held.0 -= 1);
                 }
@@ -643,12 +698,26 @@ mod tests {
     }
 
     #[test]
-    fn a_gate_opens_slowly_and_closes_ten_times_as_fast() {
+    fn strangers_go_fast_and_come_back_slowly() {
         let gate = Gate::open();
-        let ramp = Duration::from_secs(60);
-        gate.approach(0.0, Duration::from_secs(3), ramp);
+        let share = |level, strain, secs: f64| {
+            gate.moves(1, level, strain, secs / 60.0);
+            (gate.share() * 1_000.0).round()
+        };
+        assert_eq!(share(Level::High, 0.5, 3.0), 500.0, "no more than the strain leaves");
+        assert_eq!(share(Level::High, 0.5, 60.0), 500.0, "it holds there");
+        assert_eq!(share(Level::High, 0.75, 2.0), 250.0);
+        assert_eq!(share(Level::Critical, 0.0, 1.0), 0.0);
+        assert_eq!(share(Level::Normal, 0.0, 30.0), 125.0);
+        assert_eq!(share(Level::Normal, 0.0, 30.0), 1_000.0);
+    }
+
+    #[test]
+    fn proven_clients_go_slowly_and_come_back_fast() {
+        let gate = Gate::open();
+        gate.moves(2, Level::Critical, 1.0, 0.5);
         assert_eq!(gate.share(), 0.5);
-        gate.approach(1.0, Duration::from_secs(3), ramp);
-        assert_eq!(gate.share(), 0.55);
+        gate.moves(2, Level::High, 1.0, 0.05);
+        assert_eq!(gate.share(), 1.0);
     }
 }

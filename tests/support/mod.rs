@@ -68,10 +68,15 @@ pub struct Folder(PathBuf);
 
 impl Folder {
     pub fn new(what: &str) -> Self {
+        Self::within(&std::env::temp_dir(), what)
+    }
+
+    /// The same in this folder.
+    pub fn within(place: &Path, what: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("postpone-{what}-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
+        let path = place.join(name);
         fs::create_dir_all(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         Folder(path)
     }

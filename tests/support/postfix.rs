@@ -44,6 +44,8 @@ pub struct Settings {
     domains: Vec<String>,
     mailboxes: Vec<String>,
     tls: bool,
+    /// Where it lives; the folder for what is temporary, unless a story says otherwise.
+    place: Option<PathBuf>,
 }
 
 impl Postfix {
@@ -54,6 +56,16 @@ impl Postfix {
     /// `endpoint` is in Postfix's words: `inet:127.0.0.1:7421` or `unix:/path`.
     pub fn with_milter(endpoint: &str) -> Settings {
         Settings { milter: Some(endpoint.to_owned()), ..Settings::default() }
+    }
+
+    /// Where its main.cf and its queue are.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Sends a signal to all its processes: with STOP it hangs, with CONT it goes on.
+    pub fn signal(&self, signal: Signal) {
+        kill_process_group(Pid::from_child(&self.leash), signal).expect("Postfix runs");
     }
 
     /// Every message delivered so far, whole, in no promised order.
@@ -127,9 +139,18 @@ impl Settings {
         self
     }
 
+    /// Lives, queue and mailbox and all, in this folder.
+    pub fn within(mut self, place: &Path) -> Self {
+        self.place = Some(place.to_owned());
+        self
+    }
+
     pub fn start(self) -> Postfix {
         let daemons = daemon_directory();
-        let folder = Folder::new("postfix");
+        let folder = match &self.place {
+            Some(place) => Folder::within(place, "postfix"),
+            None => Folder::new("postfix"),
+        };
         let (smtp, proxied) = (free_port(), free_port());
         let mut main = main_cf(folder.path(), &self);
         if let Some(endpoint) = &self.milter {
