@@ -3,11 +3,20 @@
 #   make demo    a private Postfix with postpone, and clients that are told to come back later
 #   make test    format, lints, documentation, and every test, those with a real Postfix too
 #
+# And one for who changes what a score is made of:
+#
+#   make bench-detect    plays people, machines and bots to it: who is noticed, who is delayed
+#
+# That takes a folder with bench.py, which is not part of this one: `make bench-detect DETECT=FOLDER`,
+# with ARGS for the benchmark (`ARGS=--quick`).
+#
 # The tests and the demonstration start Postfix as root: without being root, they use sudo.
 
 export PATH := $(PATH):/usr/sbin:/sbin:$(HOME)/.cargo/bin
 
-.PHONY: help demo test tools
+.PHONY: help demo test bench-detect tools
+
+DETECT ?= ../shared/detect
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -21,6 +30,12 @@ test: tools
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
 	cargo test --locked $(RUN_BY_ROOT)
+
+# Cargo itself knows where it puts the program, and a name with blanks in it is left whole.
+bench-detect:
+	@test -f '$(DETECT)/bench.py' || { echo 'no bench.py in $(DETECT): say make bench-detect DETECT=FOLDER' >&2; exit 1; }
+	cargo build --locked --release --bin postpone
+	packaging/bench-detect '$(DETECT)' $(ARGS)
 
 tools:
 	packaging/tools

@@ -594,7 +594,7 @@ fn engine(policy: &str, clock: impl Clock + 'static) -> Arc<Engine> {
 
 fn door(ends: Ends) -> Door {
     let address: Arc<str> = "inet:127.0.0.1:7422".into();
-    Door { listener: address.clone(), address, speak: Speak::Connect, ends }
+    Door { listener: address.clone(), address, speak: Speak::Connect, ends, rehearsal: false }
 }
 
 // --- Memory -------------------------------------------------------------------------------------

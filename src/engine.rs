@@ -3,6 +3,8 @@
 //! From event to answer everything is synchronous, waits for nothing, and fails open: in our own
 //! trouble the mail passes. That is decided in one place, `Engine::or_pass`.
 
+mod explain;
+pub mod recent;
 mod session;
 
 use std::any::Any;
@@ -13,6 +15,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use self::recent::Recent;
 use self::session::Id;
 pub use self::session::Session;
 use crate::clock::{Clock, Time};
@@ -25,6 +28,7 @@ use crate::policy::maintenance::Closure;
 use crate::policy::signal::{Arrival, Ends};
 use crate::policy::{Memory, Policy};
 use crate::setting::Mode;
+use crate::smtp::address::Address;
 use crate::smtp::client::{Client, Network, Prefixes};
 use crate::smtp::event::Kind;
 use crate::smtp::reply::Reply;
@@ -63,6 +67,8 @@ pub struct Refused {
     pub limit: Option<Arc<str>>,
     /// The true wait, without the jitter of the one that is told.
     pub wait: Duration,
+    /// The id of the decision, the same as in the log.
+    pub id: String,
 }
 
 /// The door by which a session comes.
@@ -76,6 +82,8 @@ pub struct Door {
     pub speak: Speak,
     /// Whether the front reports what ends.
     pub ends: Ends,
+    /// Whether what is answered has no consequences: a trace that is only to be scored.
+    pub rehearsal: bool,
 }
 
 /// Everything a front needs.
@@ -91,6 +99,10 @@ pub struct Engine {
     memory: Memory,
     telemetry: Telemetry,
     decisions: AtomicU64,
+    /// The last decisions, to be explained.
+    recent: Recent,
+    /// Until when it was told that behaviour only watches; zero: it was not.
+    told_learning: AtomicU64,
 }
 
 impl Engine {
@@ -105,6 +117,8 @@ impl Engine {
             memory,
             telemetry: Telemetry::new(),
             decisions: AtomicU64::new(0),
+            recent: Recent::default(),
+            told_learning: AtomicU64::new(0),
         })
     }
 
@@ -175,7 +189,13 @@ impl Engine {
         self.memory.sweep(now, parts);
         self.held.sweep(now, parts);
         self.tell_of_greylisting(now);
+        self.tell_learning();
         self.telemetry.upkeep();
+    }
+
+    /// Somebody has written to somebody else: an answer will be no first contact.
+    pub fn has_written(&self, from: &Address, to: &Address) {
+        self.policy.load().has_written(from, to, self.clock.now());
     }
 
     /// Takes in what the sensors of the load say now. Beside the mail path, and by one only.

@@ -1,6 +1,8 @@
 //! `postpone`: from the command line to a subcommand, and its outcome to an exit code.
 
-use std::io::{self, Write};
+use std::fs;
+use std::io::{self, BufReader, Write};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -11,6 +13,7 @@ use postpone::config::{Checked, Named, Settings, Unusable};
 use postpone::daemon::{self, exit};
 use postpone::front::control::protocol::Request;
 use postpone::meter::units::Span;
+use postpone::tool;
 use postpone::tool::check::{Verdict, check};
 use postpone::tool::ctl::{self, Form, ctl};
 use postpone::tool::state::{self, Place, Trouble};
@@ -29,7 +32,7 @@ struct Cli {
     /// none].
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
-    /// The control socket of the daemon, for `ctl` [default: the one the settings file names].
+    /// The control socket of the daemon, for `ctl` and `explain` [default: the one the settings file names].
     #[arg(long, value_name = "PATH", global = true)]
     socket: Option<PathBuf>,
     #[command(subcommand)]
@@ -45,6 +48,13 @@ enum Command {
         /// Print the settings in force as TOML, every key spelled out.
         #[arg(long)]
         print: bool,
+    },
+    /// Play a recorded trace to the settings, under its own clock and from empty memory: one JSON
+    /// object a line in, what would have been said out.
+    Replay {
+        /// The trace; `-` is standard input.
+        #[arg(long, value_name = "FILE|-")]
+        events: PathBuf,
     },
     /// Examine, export or fill the state of a stopped daemon.
     ///
@@ -64,6 +74,18 @@ enum Command {
     /// daemon answers, with 77 if it does not answer you.
     #[command(subcommand)]
     Ctl(Ctl),
+    /// Explain how a client stands, or a decision by its id.
+    ///
+    /// Says its standing, its score with every term, how fast it may send, what limits have counted,
+    /// what greylisting knows, and what would exempt it. Nothing is changed by asking. The daemon is
+    /// found as `ctl` finds it.
+    Explain {
+        /// The client's address, or the id that a reply or a log line has told.
+        #[arg(value_name = "CLIENT|ID")]
+        what: String,
+        #[command(flatten)]
+        shown: Shown,
+    },
 }
 
 #[derive(Subcommand)]
@@ -123,6 +145,30 @@ enum Ctl {
     /// Put off new sessions for a while, or let them in again.
     #[command(subcommand)]
     Maintenance(Maintenance),
+    /// Forget how a client has behaved, what limits have counted under its network alone, and what
+    /// greylisting has learned of it; say what was left.
+    Forget {
+        /// Its address.
+        #[arg(value_name = "CLIENT")]
+        client: IpAddr,
+        #[command(flatten)]
+        shown: Shown,
+    },
+    /// Exempt a client for a while, as if it stood on the allowlist. It ends by itself, and outlives
+    /// a restart of the daemon. `ctl status` lists who is allowed.
+    Allow {
+        /// Its address, or a network: 192.0.2.0/24.
+        #[arg(value_name = "CLIENT")]
+        client: String,
+        /// How long: "12h", "7d"; 90d at most. Unless said, 7d.
+        #[arg(long = "for", value_name = "TIME", conflicts_with = "off")]
+        lasting: Option<Span>,
+        /// End it at once.
+        #[arg(long)]
+        off: bool,
+        #[command(flatten)]
+        shown: Shown,
+    },
 }
 
 #[derive(Subcommand)]
@@ -178,12 +224,15 @@ fn main() -> ExitCode {
     let default = || Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists());
     let file = cli.config.or_else(default);
     match cli.command {
-        Command::Serve | Command::Check { .. } | Command::State { .. } if cli.socket.is_some() => {
-            let message = "--socket is where `ctl` finds the daemon; the settings say where it \
+        Command::Serve | Command::Check { .. } | Command::State { .. } | Command::Replay { .. }
+            if cli.socket.is_some() =>
+        {
+            let message = "--socket is where `ctl` and `explain` find the daemon; the settings say where it \
                            listens";
             say(&Cli::command().error(ErrorKind::ArgumentConflict, message))
         }
         Command::Serve => serve(file),
+        Command::Replay { events } => replay(file, &events),
         Command::Check { print } => {
             let verdict =
                 check(file.as_deref(), print, &mut io::stdout().lock(), &mut io::stderr().lock());
@@ -201,17 +250,25 @@ fn main() -> ExitCode {
         }
         Command::Ctl(asked) => {
             let (request, shown) = asked.request();
-            let form = if shown.json { Form::Json } else { Form::Text };
             let place = ctl::Place { socket: cli.socket.as_deref(), file: readable(&file, named) };
-            ctl(&place, &request, form, &mut io::stdout().lock(), &mut io::stderr().lock()).into()
+            ask(&place, &request, &shown)
+        }
+        Command::Explain { what, shown } => {
+            let place = ctl::Place { socket: cli.socket.as_deref(), file: readable(&file, named) };
+            ask(&place, &Request::Explain { what }, &shown)
         }
     }
+}
+
+fn ask(place: &ctl::Place<'_>, request: &Request, shown: &Shown) -> ExitCode {
+    let form = if shown.json { Form::Json } else { Form::Text };
+    ctl(place, request, form, &mut io::stdout().lock(), &mut io::stderr().lock()).into()
 }
 
 /// The settings file that says where the daemon is. Who may use the socket need not be able to
 /// read the default one: then it is the default socket.
 fn readable(file: &Option<PathBuf>, named: bool) -> Option<&Path> {
-    file.as_deref().filter(|file| named || std::fs::File::open(file).is_ok())
+    file.as_deref().filter(|file| named || fs::File::open(file).is_ok())
 }
 
 /// Help and version go to standard output, mistakes to standard error.
@@ -232,6 +289,54 @@ impl Ctl {
             Self::Maintenance(Maintenance::Off { at, shown }) => {
                 (Request::MaintenanceOff { listener: at.listener }, shown)
             }
+            Self::Forget { client, shown } => (Request::Forget { client }, shown),
+            Self::Allow { client, off: true, shown, .. } => (Request::AllowOff { client }, shown),
+            Self::Allow { client, lasting, off: false, shown } => {
+                (Request::Allow { client, lasting }, shown)
+            }
+        }
+    }
+}
+
+fn replay(file: Option<PathBuf>, events: &Path) -> ExitCode {
+    let say = |text: &dyn std::fmt::Display| {
+        let _ = writeln!(io::stderr(), "{text}");
+    };
+    let settings = match file.map(|file| Settings::load(&file)) {
+        None => Settings::default(),
+        Some(Ok(checked)) => {
+            let _ = write!(io::stderr(), "{}", checked.report);
+            checked.settings
+        }
+        Some(Err(Unusable(report))) => {
+            let _ = write!(io::stderr(), "{report}");
+            return exit::SETTINGS.into();
+        }
+    };
+    let played = if events.as_os_str() == "-" {
+        tool::replay::replay(&settings, &mut io::stdin().lock(), &mut io::stdout().lock())
+    } else {
+        fs::File::open(events).map_err(tool::replay::Trouble::Io).and_then(|file| {
+            tool::replay::replay(&settings, &mut BufReader::new(file), &mut io::stdout().lock())
+        })
+    };
+    match played {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(tool::replay::Trouble::Line { number, what }) => {
+            say(&format_args!("{}:{number}: {what}", events.display()));
+            exit::DATA.into()
+        }
+        Err(tool::replay::Trouble::Settings(complaints)) => {
+            complaints.iter().for_each(|complaint| say(&complaint.message));
+            exit::SETTINGS.into()
+        }
+        // Nobody reads on.
+        Err(tool::replay::Trouble::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(tool::replay::Trouble::Io(error)) => {
+            say(&format_args!("{}: {error}", events.display()));
+            exit::STATE.into()
         }
     }
 }

@@ -33,7 +33,7 @@ fn greylist(state: &Path) -> String {
 
 fn greylist_for(delay: &str, state: &Path) -> String {
     format!(
-        "limit = []\n[greylist]\nmode = \"enforce\"\ndelay = \"{delay}\"\nproven_after = 1000000\n{}",
+        "limit = []\n[behaviour]\nmode = \"off\"\n[greylist]\nmode = \"enforce\"\ndelay = \"{delay}\"\nproven_after = 1000000\n{}",
         kept_in(state)
     )
 }

@@ -21,7 +21,7 @@ use postpone::smtp::client::Client;
 use postpone::smtp::event::{Event, Fate};
 
 /// What a client is told in each situation, and the rule of `large-mx.toml` that says it.
-const SITUATIONS: [(&str, &str); 12] = [
+const SITUATIONS: [(&str, &str); 13] = [
     ("sessions", "421 4.7.0 {hostname} Too many concurrent connections from your network"),
     ("connections", "421 4.7.0 {hostname} Too many new connections from your network"),
     ("messages", "421 4.7.0 {hostname} Too many messages from your network"),
@@ -41,6 +41,7 @@ const SITUATIONS: [(&str, &str); 12] = [
     ),
     ("helo-names", "421 4.7.0 {hostname} Too many different HELO names from your network"),
     ("greylist", "451 4.7.1 {hostname} Greylisted, this is a first contact"),
+    ("behaviour", "421 4.7.0 {hostname} Unusual sending pattern ({evidence})"),
 ];
 
 /// Said by `[[access.require]]`, whose words are not set but stand beside it as a comment.
@@ -204,7 +205,9 @@ fn settings(file: &Path) -> Settings {
 fn words(settings: &Settings) -> Vec<(String, String)> {
     let limits = settings.limit.iter();
     let limits = limits.map(|limit| (limit.name.clone(), limit.template().to_string()));
-    limits.chain([("greylist".into(), settings.greylist.reply.to_string())]).collect()
+    let others = [("greylist", &settings.greylist.reply), ("behaviour", &settings.behaviour.reply)];
+    let others = others.map(|(name, reply)| (name.to_owned(), reply.to_string()));
+    limits.chain(others).collect()
 }
 
 /// How a sender comes: with so many sessions at once, each for so many messages.

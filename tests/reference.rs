@@ -131,6 +131,7 @@ fn every_word_that_can_be_written_is_explained() {
         ("[[listen]]", "speak = \"nonsense\""),
         ("[greylist]", "mode = \"nonsense\""),
         ("[greylist]", "per = [\"nonsense\"]"),
+        ("[behaviour]", "mode = \"nonsense\""),
         ("[load]", "mode = \"nonsense\""),
         ("[load.sessions]", "from = \"nonsense\""),
         ("[[load.probe]]", "level = \"nonsense\""),

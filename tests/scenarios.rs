@@ -35,6 +35,13 @@ macro_rules! scenarios {
 scenarios! {
     access
     access_require
+    behaviour
+    behaviour_abnormal
+    behaviour_established
+    behaviour_extreme
+    behaviour_learning
+    behaviour_shadow
+    behaviour_weight
     bytes
     charge_attempts
     composite_keys

@@ -22,7 +22,7 @@ use crate::policy::limit::dimension::Dimension;
 use crate::policy::limit::params::{Count, Measured};
 use crate::policy::standing::Standing;
 use crate::policy::{
-    Bounds, ClientParams, Memory, Parts, Policy, access, greylist, limit, maintenance,
+    Bounds, ClientParams, Memory, Parts, Policy, access, behaviour, greylist, limit, maintenance,
 };
 use crate::setting::{Complaint, Expected, OrNone};
 use crate::smtp::template::{LONGEST_HOSTNAME, LONGEST_URL, Placeholder};
@@ -44,6 +44,8 @@ pub struct Settings {
     pub limit: Vec<limit::Params>,
     /// `[greylist]`
     pub greylist: greylist::Params,
+    /// `[behaviour]`
+    pub behaviour: behaviour::Params,
     /// `[load]`
     pub load: load::Load,
     /// `[maintenance]`
@@ -64,6 +66,7 @@ impl Default for Settings {
             access: access::Params::default(),
             limit: limit::Params::built_in(),
             greylist: greylist::Params::default(),
+            behaviour: behaviour::Params::default(),
             load: load::Load::default(),
             maintenance: load::Maintenance::default(),
             state: State::default(),
@@ -335,6 +338,7 @@ impl Settings {
             complaints
         });
         let greylist = reader.section(&mut root, "greylist", greylist::Params::check);
+        let behaviour = reader.section(&mut root, "behaviour", behaviour::Params::check);
         let load = reader.section(&mut root, "load", load::Load::check);
         let maintenance = reader.section(&mut root, "maintenance", |m: &load::Maintenance| {
             let lists = Lists::of("allow", &m.allow, |path| fs::read_to_string(path));
@@ -358,6 +362,7 @@ impl Settings {
             access,
             limit: limit.unwrap_or(built_in.limit),
             greylist,
+            behaviour,
             load,
             maintenance,
             state,
@@ -389,6 +394,7 @@ impl Settings {
                 access: access::Access::new(&self.access, |path| fs::read_to_string(path))?,
                 limits: &self.limit,
                 greylist: &self.greylist,
+                behaviour: &self.behaviour,
                 load: self.load.params(),
                 maintenance: maintenance::Params {
                     until: self.maintenance.until.as_option().copied(),
@@ -490,7 +496,7 @@ fn can_never_fire(
 }
 
 /// The sections, as they stand in a file.
-const SECTIONS: [&str; 11] = [
+const SECTIONS: [&str; 12] = [
     "server",
     "listen",
     "control",
@@ -498,6 +504,7 @@ const SECTIONS: [&str; 11] = [
     "access",
     "limit",
     "greylist",
+    "behaviour",
     "load",
     "maintenance",
     "state",

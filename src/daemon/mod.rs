@@ -131,6 +131,8 @@ fn run(settings: Settings, named: Named, file: &Path, logging: &Logging) -> Resu
         None => random_secret().map_err(system("no random numbers"))?,
     };
     let engine = build(&settings, &secret)?;
+    let begun = folder.as_ref().map_or_else(|| SystemClock.now(), Folder::begun);
+    engine.memory().behaviour.begun(begun);
     let desk = Arc::new(policyd::Desk::new(&secret));
     let main = runtime::Builder::new_current_thread().enable_all().build();
     let main = main.map_err(system("cannot start a runtime"))?;
@@ -142,6 +144,7 @@ fn run(settings: Settings, named: Named, file: &Path, logging: &Logging) -> Resu
         settings.listen.iter().map(|listen| listen.door().address).collect();
     main.block_on(maintenance_is_known(&engine));
     engine.tell_maintenance(&listeners);
+    engine.tell_learning();
     let lateness = Lateness::new(settings.server.workers);
     let sampler = Sampler::new(&engine, lateness.clone());
     let (stop, stopping) = watch::channel(false);
@@ -302,17 +305,20 @@ fn bind_control(control: &Control, named: Named) -> Result<Option<control::Socke
     }
 }
 
-/// Waits until what was said of maintenance before the restart has been read again, so that it
-/// holds from the first session on. Where the disk is slow, mail does not wait for it.
+/// Waits until what was said of maintenance before the restart, and who was allowed by hand, has
+/// been read again, so that it holds from the first session on. Where the disk is slow, mail does not wait for it.
 async fn maintenance_is_known(engine: &Engine) {
     let mut look = tokio::time::interval(Duration::from_millis(2));
+    let memory = engine.memory();
     let known = async {
-        while !engine.memory().maintenance.is_whole() {
+        while !memory.maintenance.is_whole() || !memory.allowed.is_whole() {
             look.tick().await;
         }
     };
     if tokio::time::timeout(KNOWN_WITHIN, known).await.is_err() {
-        warn!("state is slow: maintenance from before the restart holds once it has been read");
+        warn!(
+            "state is slow: maintenance and who is allowed from before the restart hold once they have been read"
+        );
     }
 }
 

@@ -11,14 +11,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::recent::{Decided, cut};
 use super::{Answer, Door, Engine, Refused, Speak};
 use crate::clock::Time;
 use crate::meter::key::Key;
+use crate::policy::behaviour::Seen;
+use crate::policy::behaviour::evidence::Score;
 use crate::policy::decision::Decision;
 use crate::policy::keys::Keys;
-use crate::policy::signal::{Arrival, Context, Ledger};
+use crate::policy::signal::{Arrival, Asked, Context, Ledger};
 use crate::policy::standing::Standing;
 use crate::policy::{self, Policy};
+use crate::smtp::address::ClientText;
 use crate::smtp::client::{Client, Network};
 use crate::smtp::event::{Event, Fate, Kind};
 use crate::smtp::pool::Pool;
@@ -28,19 +32,22 @@ use crate::smtp::transaction::Transaction;
 use crate::telemetry::Told;
 
 /// Who has come, by which door, and what is known of it.
-struct Visitor {
-    client: Client,
-    network: Network,
-    pool: OnceCell<Pool>,
+pub(super) struct Visitor {
+    pub(super) client: Client,
+    pub(super) network: Network,
+    pub(super) pool: OnceCell<Pool>,
     /// What it has earned: looked up once in each message, and once before.
-    earned: OnceCell<Standing>,
-    keys: Keys,
-    arrival: Arrival,
-    door: Door,
+    pub(super) earned: OnceCell<Standing>,
+    /// What the event under way shows of its behaviour.
+    pub(super) shows: OnceCell<Seen>,
+    pub(super) asked: Asked,
+    pub(super) keys: Keys,
+    pub(super) arrival: Arrival,
+    pub(super) door: Door,
 }
 
 impl Visitor {
-    fn context<'a>(
+    pub(super) fn context<'a>(
         &'a self,
         policy: &'a Policy,
         now: Time,
@@ -54,6 +61,9 @@ impl Visitor {
             network: self.network,
             pool: &self.pool,
             earned: &self.earned,
+            shows: &self.shows,
+            asked: self.asked,
+            rehearsal: self.door.rehearsal,
             keys: &self.keys,
             policy,
             listener: &self.door.listener,
@@ -104,6 +114,8 @@ impl Session {
             network: policy.network(client.address()),
             pool: OnceCell::new(),
             earned: OnceCell::new(),
+            shows: OnceCell::new(),
+            asked: Asked::default(),
             keys: Keys::default(),
             arrival: taken.map_or(Arrival::Open, |(_, arrival)| arrival),
             client,
@@ -123,6 +135,14 @@ impl Session {
     /// Whether the true size of a message makes a difference.
     pub fn counts_bytes(&self) -> bool {
         self.policy.counts_bytes()
+    }
+
+    /// What the client has earned, and how abnormal its sending is, as of its last event.
+    pub fn standing(&self) -> (Standing, Score) {
+        let now = self.engine.clock.now();
+        // Nothing is shown by this event but what is known.
+        let cx = self.visitor.context(&self.policy, now, &Event::Abort, self.transaction.as_ref());
+        (cx.standing(), *cx.score())
     }
 
     /// Answers an event. Never panics: then the event passes.
@@ -148,16 +168,23 @@ impl Session {
                     self.transaction = None;
                 }
                 self.visitor.earned = OnceCell::new();
+                self.visitor.asked.in_message = 0;
             }
             _ => {}
         }
         self.visitor.keys.begin(&event);
+        self.visitor.shows = OnceCell::new();
         if let Some(sentence) = self.sentence.take()
             && let Ok(answer) = self.repeat(now, &event, sentence)
         {
             return answer;
         }
         let decision = self.decide(now, &event);
+        if let Event::Recipient { .. } = event {
+            let Asked { in_session, in_message } = &mut self.visitor.asked;
+            *in_session = in_session.saturating_add(1);
+            *in_message = in_message.saturating_add(1);
+        }
         self.follow(now, event, decision)
     }
 
@@ -262,7 +289,7 @@ impl Session {
     }
 
     /// Logs and counts a decision, and puts it in words for the client.
-    fn tell(&self, event: &Event, decision: &Decision, id: Id, wait: Duration) -> Answer {
+    fn tell(&self, event: &Event, decision: &Decision, number: Id, wait: Duration) -> Answer {
         let sender = match event {
             Event::Mail { sender, .. } => Some(sender),
             _ => self.transaction.as_ref().map(|transaction| &transaction.sender),
@@ -271,7 +298,7 @@ impl Session {
             Event::Recipient { address, .. } => Some(address),
             _ => None,
         };
-        let (told, id) = (told_wait(wait, id).to_string(), id.to_string());
+        let (told, id) = (told_wait(wait, number).to_string(), number.to_string());
         let strongest = decision.strongest().filter(|_| event.kind() != Kind::Disconnect);
         let refused = strongest.map(|refusal| {
             let fact = |place| match place {
@@ -286,12 +313,14 @@ impl Session {
                 Placeholder::Recipient => recipient.map_or("", |rcpt| rcpt.as_str()).into(),
                 Placeholder::RecipientDomain => recipient.map_or("", |rcpt| rcpt.domain()).into(),
                 Placeholder::Url => (&*self.policy.help_url).into(),
+                Placeholder::Evidence => refusal.why.evidence().into(),
             };
             Refused {
                 reply: Reply::new(refusal.code, refusal.enhanced, &refusal.template.text(fact)),
                 reason: refusal.why.reason(),
                 limit: refusal.limit.clone(),
                 wait,
+                id: id.clone(),
             }
         });
         self.engine.telemetry.told(&Told {
@@ -307,6 +336,27 @@ impl Session {
             wait,
             reply: refused.as_ref().map(|refused| &refused.reply),
         });
+        if let Some(refusal) = decision.strongest().or(decision.shadowed().first()) {
+            let text = |text: Option<&ClientText>| text.map(|text| cut(text.as_str()));
+            self.engine.recent.push(Decided {
+                id: number.0,
+                at: self.engine.clock.now(),
+                event: event.kind(),
+                client: self.visitor.client.address(),
+                name: self.visitor.client.name().map(cut),
+                helo: text(self.visitor.client.helo.as_ref()),
+                user: text(self.visitor.client.user.as_ref()),
+                listener: self.visitor.door.listener.clone(),
+                sender: sender.map(|sender| cut(sender.as_str())),
+                recipient: recipient.map(|recipient| cut(recipient.as_str())),
+                mode: refusal.mode,
+                action: refusal.action().name(),
+                why: refusal.why.clone(),
+                limit: refusal.limit.clone(),
+                wait: if decision.passes() { refusal.wait } else { wait },
+                reply: refused.as_ref().map(|refused| cut(&refused.reply.to_string())),
+            });
+        }
         refused.map_or(Answer::Pass, Answer::Refuse)
     }
 
@@ -356,13 +406,28 @@ pub(super) fn told_wait(wait: Duration, id: Id) -> u64 {
 
 /// The id of a decision: when it was made, to the millisecond, and a serial number. The same in
 /// the reply and in the log.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Id(pub(super) u64);
+
+/// Crockford's base 32: nothing in it is mistaken for another when read out on the phone.
+const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+
+impl Id {
+    /// Reads one as it is told, in capitals or not.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let digit = |byte: u8| {
+            DIGITS.iter().position(|digit| *digit == byte.to_ascii_lowercase()).map(|d| d as u64)
+        };
+        if text.len() != 11 {
+            return None;
+        }
+        let id = text.bytes().try_fold(0_u64, |id, byte| Some(id << 5 | digit(byte)?))?;
+        Some(Self(id))
+    }
+}
 
 impl Display for Id {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        // Crockford's base 32: nothing in it is mistaken for another when read out on the phone.
-        const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
         let digits = (0..11).rev().map(|place| DIGITS[(self.0 >> (5 * place)) as usize & 31]);
         digits.map(char::from).try_for_each(|digit| f.write_char(digit))
     }

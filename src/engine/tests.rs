@@ -53,6 +53,17 @@ fn a_fault_of_ours_lets_mail_pass_and_is_counted() {
 }
 
 #[test]
+fn an_id_is_read_as_it_is_told() {
+    for id in [0, 1, 31, 32, (1_800_000_000_000 << 12) | 0xabc, (1 << 55) - 1].map(Id) {
+        assert_eq!(Id::parse(&id.to_string()), Some(id));
+        assert_eq!(Id::parse(&id.to_string().to_uppercase()), Some(id));
+    }
+    for text in ["", "0", "0000000000u", "000000000000", "é000000000"] {
+        assert_eq!(Id::parse(text), None, "{text}");
+    }
+}
+
+#[test]
 fn the_wait_told_is_never_less_and_at_most_a_quarter_or_five_seconds_more() {
     for ms in [0, 1, 999, 1_000, 1_001, 19_999, 20_000, 60_000, 86_400_000] {
         for id in 0..1_000 {

@@ -10,11 +10,13 @@ pub mod status;
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use nix::unistd::{Gid, Group, User};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::UCred;
@@ -24,13 +26,16 @@ use tokio::task::{JoinHandle, yield_now};
 use tokio::time::{interval, timeout};
 use tracing::{info, warn};
 
-use self::protocol::{Answer, Kind, Maintained, Reloaded, Request, Trouble};
-use self::status::{Closed, Status, whole};
+use self::protocol::{
+    AllowedNow, Answer, Forgot, Kind, Maintained, Reloaded, Request, Told, Trouble,
+};
+use self::status::{Closed, Status, shown, whole};
 use super::address::Address;
 use super::listener::Bound;
 use crate::clock::Time;
-use crate::engine::Engine;
+use crate::engine::{Engine, recent};
 use crate::meter::units::Span;
+use crate::policy::explain::Forgotten;
 use crate::telemetry::Failure;
 
 /// Connections at once. One more takes the place of the oldest: who asks is answered within
@@ -58,6 +63,12 @@ pub const LONGEST_MAINTENANCE: Span = Span::secs(7 * 86_400);
 
 /// From here on senders' users notice.
 const LONG_MAINTENANCE: Span = Span::secs(4 * 3_600);
+
+/// How long a client is allowed where nobody says it: until the next week of work.
+pub const USUALLY_ALLOWED: Span = Span::secs(7 * 86_400);
+
+/// The longest that can be asked for: by then it belongs into the settings.
+pub const LONGEST_ALLOWED: Span = Span::secs(90 * 86_400);
 
 /// How long to wait for a change to be on disk: some flushes of the default, and shorter than
 /// whoever asks waits for an answer.
@@ -226,7 +237,11 @@ impl Desk {
     }
 
     async fn serve(&self, request: Request, peer: &UCred) -> Result<Answer, Trouble> {
-        if !matches!(request, Request::Status {}) {
+        // What only reads is not told, and what has a line of its own not twice.
+        if matches!(
+            request,
+            Request::Reload {} | Request::MaintenanceOn { .. } | Request::MaintenanceOff { .. }
+        ) {
             info!(request = request.name(), uid = peer.uid(), pid = peer.pid(), "control");
         }
         match request {
@@ -245,7 +260,69 @@ impl Desk {
                 let maintained = self.reopen(listener.as_deref())?;
                 Ok(Answer::Maintenance(self.settled(maintained).await))
             }
+            Request::Explain { what } => self.explain(&what).map(Box::new).map(Answer::Explained),
+            Request::Forget { client } => {
+                let client = client.to_canonical();
+                let Forgotten { forgotten, left } = self.engine.forget(client);
+                let (uid, pid, entries) = (peer.uid(), peer.pid(), forgotten.len());
+                info!(%client, entries, uid, pid, "forgotten by hand");
+                let warnings = self.warnings_of_disk(self.is_on_disk().await);
+                Ok(Answer::Forgotten(Forgot { client, forgotten, left, warnings }))
+            }
+            Request::Allow { client, lasting } => {
+                let network = network(&client)?;
+                let until = self.engine.now() + allowed_for(lasting)?.duration();
+                let full = |_| Trouble::unavailable("too many are allowed already");
+                self.engine.allow(network, until).map_err(full)?;
+                let (uid, pid) = (peer.uid(), peer.pid());
+                info!(%network, %until, uid, pid, "allowed by hand");
+                Ok(Answer::Allowed(self.allowed(network, Some(until)).await))
+            }
+            Request::AllowOff { client } => {
+                let network = network(&client)?;
+                if !self.engine.allow_no_more(network) {
+                    let all = self.engine.allowed().into_iter().map(|entry| shown(entry.network));
+                    let all: Vec<_> = all.collect();
+                    let all = if all.is_empty() { "nobody is".into() } else { all.join(", ") };
+                    let message = format!("{} is not allowed by hand: {all}", shown(network));
+                    return Err(Trouble::value(message));
+                }
+                let (uid, pid) = (peer.uid(), peer.pid());
+                info!(%network, uid, pid, "allowed by hand no more");
+                Ok(Answer::Allowed(self.allowed(network, None).await))
+            }
         }
+    }
+
+    fn explain(&self, what: &str) -> Result<Told, Trouble> {
+        let now = self.engine.now();
+        if let Ok(address) = what.parse::<IpAddr>() {
+            let client = self.engine.explain(address.to_canonical());
+            return Ok(Told { now, decision: None, client });
+        }
+        let id = what.trim().trim_start_matches("id=");
+        let Some((decision, client)) = self.engine.explain_decision(id) else {
+            return Err(Trouble::value(format!(
+                "{id} is neither an address nor among the last {} decisions; the log may know it",
+                recent::MOST
+            )));
+        };
+        Ok(Told { now, decision: Some(decision), client })
+    }
+
+    async fn allowed(&self, network: IpNet, until: Option<Time>) -> AllowedNow {
+        let kept = self.is_on_disk().await;
+        let warnings = self.warnings_of_disk(kept);
+        AllowedNow { network: shown(network), until, kept: kept == Some(true), warnings }
+    }
+
+    fn warnings_of_disk(&self, kept: Option<bool>) -> Vec<String> {
+        let late = (kept == Some(false))
+            .then(|| "it is not on disk yet: a restart now would not know of it".to_owned());
+        let loading = self.engine.telemetry().totals().loading.then(|| {
+            "state is still being read: what was known before the restart may come back".to_owned()
+        });
+        late.into_iter().chain(loading).collect()
     }
 
     async fn reload(&self) -> Result<Reloaded, Trouble> {
@@ -319,23 +396,27 @@ impl Desk {
 
     /// Waits until a change is on disk, if anything is kept there.
     async fn settled(&self, mut maintained: Maintained) -> Maintained {
+        let Some(kept) = self.is_on_disk().await else { return maintained };
+        maintained.kept = kept;
+        if !maintained.kept {
+            let warning = "it is not on disk yet: a restart now would not know of it";
+            maintained.warnings.push(warning.to_owned());
+        }
+        maintained
+    }
+
+    /// Waits until everything up to now is on disk; nothing if nothing is kept there.
+    async fn is_on_disk(&self) -> Option<bool> {
         let said = self.engine.now();
         let written = || self.engine.telemetry().totals().written_up_to;
-        if written().is_none() {
-            return maintained;
-        }
+        written()?;
         let mut look = interval(Duration::from_millis(20));
         let kept = async {
             while written().is_none_or(|up_to| up_to <= said) {
                 look.tick().await;
             }
         };
-        maintained.kept = timeout(LONGEST_WRITE, kept).await.is_ok();
-        if !maintained.kept {
-            let warning = "it is not on disk yet: a restart now would not know of it";
-            maintained.warnings.push(warning.to_owned());
-        }
-        maintained
+        Some(timeout(LONGEST_WRITE, kept).await.is_ok())
     }
 
     /// A listener of ours, as it is known; it may be named in another way: `inet:[::1]:7421`, or a
@@ -352,6 +433,28 @@ impl Desk {
             Trouble::value(format!("there is no listener {name:?}; there are: {known}"))
         })
     }
+}
+
+/// An address or a network, as it is said.
+fn network(text: &str) -> Result<IpNet, Trouble> {
+    let address = text.parse::<IpAddr>().map(|address| IpNet::from(address.to_canonical()));
+    let network = address.or_else(|_| text.parse::<IpNet>()).map(|network| network.trunc());
+    network.map_err(|_| {
+        let such = r#"an address, or a network such as "192.0.2.0/24""#;
+        Trouble::value(format!("expected {such}; not {text:?}"))
+    })
+}
+
+/// How long a client is allowed.
+fn allowed_for(lasting: Option<Span>) -> Result<Span, Trouble> {
+    let lasting = lasting.unwrap_or(USUALLY_ALLOWED);
+    if lasting.duration().is_zero() || lasting > LONGEST_ALLOWED {
+        let message = format!(
+            "expected a time of {LONGEST_ALLOWED} at most, not {lasting}: for longer,              `[access] allow` is the place"
+        );
+        return Err(Trouble::value(message));
+    }
+    Ok(lasting)
 }
 
 /// When maintenance is over that begins now.
@@ -378,6 +481,19 @@ fn end(lasting: Option<Span>, until: Option<Time>, now: Time) -> Result<Time, Tr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_client_is_allowed_for_a_week_unless_it_is_said_and_for_ninety_days_at_most() {
+        assert_eq!(allowed_for(None), Ok(Span::secs(7 * 86_400)));
+        assert_eq!(allowed_for(Some(LONGEST_ALLOWED)), Ok(LONGEST_ALLOWED));
+        for wrong in [0, 90 * 86_400 + 1] {
+            assert_eq!(allowed_for(Some(Span::secs(wrong))).unwrap_err().kind, Kind::Value);
+        }
+        let text = |text: &str| network(text).map(shown);
+        assert_eq!(text("::ffff:192.0.2.7").as_deref(), Ok("192.0.2.7"));
+        assert_eq!(text("192.0.2.7/24").as_deref(), Ok("192.0.2.0/24"));
+        assert_eq!(text("mx.example.org").unwrap_err().kind, Kind::Value);
+    }
 
     #[test]
     fn maintenance_ends_as_it_is_said_or_after_an_hour_and_never_later_than_after_a_week() {

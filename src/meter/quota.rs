@@ -67,6 +67,11 @@ impl Quota {
         Self { period: part(self.period, 1.0 / factor), burst: part(self.burst, factor), ..*self }
     }
 
+    /// The time after which one has flowed off.
+    pub fn interval(&self) -> Duration {
+        Duration::from_nanos(self.cost_ns(1))
+    }
+
     /// Whether it counts events or bytes.
     pub fn unit(&self) -> Unit {
         self.unit

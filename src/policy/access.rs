@@ -206,6 +206,16 @@ impl Access {
         is(recipient.local()) || is(recipient.as_str())
     }
 
+    /// The entries that allow and deny a client, and whether authenticating would exempt it.
+    pub(super) fn explain(&self, client: &Client) -> (Option<Entry>, Option<Entry>, bool) {
+        let (allowed, denied) = match self.clients.find(client) {
+            Some((Listed::Allowed, entry)) => (Some(entry), None),
+            Some((Listed::Denied, entry)) => (None, Some(entry)),
+            None => (None, None),
+        };
+        (allowed, denied, self.exempt_authenticated)
+    }
+
     fn lacks(&self, client: &Client, recipient: &Address) -> Option<Requirement> {
         let required = self.required.get(recipient.domain())?;
         if required.tls && !client.tls {
@@ -311,7 +321,7 @@ impl Lists {
     }
 }
 
-impl Signal for Access {
+impl Signal for Arc<Access> {
     fn name(&self) -> &'static str {
         "access"
     }

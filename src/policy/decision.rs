@@ -5,6 +5,8 @@ use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::behaviour::Evidence;
+use super::behaviour::evidence::Score;
 use super::load::{Cause, Level, Rounded};
 use crate::clock::Time;
 use crate::meter::quota::Quota;
@@ -28,12 +30,21 @@ pub enum Reason {
     Load,
     /// The host is being worked on.
     Maintenance,
+    /// It sends like no person and like no established machine.
+    Behaviour,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Access, Self::Sessions, Self::Rate, Self::Greylist, Self::Load, Self::Maintenance];
+    pub const ALL: [Self; 7] = [
+        Self::Access,
+        Self::Sessions,
+        Self::Rate,
+        Self::Greylist,
+        Self::Load,
+        Self::Maintenance,
+        Self::Behaviour,
+    ];
 
     /// The word.
     pub const fn name(self) -> &'static str {
@@ -44,6 +55,7 @@ impl Reason {
             Self::Greylist => "greylist",
             Self::Load => "load",
             Self::Maintenance => "maintenance",
+            Self::Behaviour => "behaviour",
         }
     }
 }
@@ -141,6 +153,15 @@ pub enum Why {
         /// When it is over.
         until: Time,
     },
+    /// A client whose sending is out of the ordinary.
+    Behaviour {
+        /// What speaks against it.
+        score: Score,
+        /// The score from which on this holds.
+        from: f64,
+        /// Whether its whole network keeps one pace.
+        shared: bool,
+    },
 }
 
 impl Why {
@@ -153,6 +174,15 @@ impl Why {
             Self::Greylist { .. } => Reason::Greylist,
             Self::Load { .. } | Self::Share { .. } => Reason::Load,
             Self::Maintenance { .. } => Reason::Maintenance,
+            Self::Behaviour { .. } => Reason::Behaviour,
+        }
+    }
+
+    /// What speaks against the client, in words; empty where it is one number.
+    pub fn evidence(&self) -> String {
+        match self {
+            Self::Behaviour { score, .. } => Evidence(score).to_string(),
+            _ => String::new(),
         }
     }
 
@@ -212,6 +242,10 @@ impl Display for Measured {
             (Why::Share { most, open, .. }, Side::Threshold) => write!(f, "{most} of {open}"),
             (Why::Maintenance { .. }, Side::Value) => f.write_str("closed"),
             (Why::Maintenance { until }, Side::Threshold) => write!(f, "{until}"),
+            (Why::Behaviour { score, .. }, Side::Value) => {
+                write!(f, "{:.1} ({})", score.total, Evidence(score))
+            }
+            (Why::Behaviour { from, .. }, Side::Threshold) => write!(f, "{from:.1}"),
         }
     }
 }

@@ -4,6 +4,8 @@
 //! back; most that do not have no queue. A client that has come back often enough is proven and
 //! no longer asked.
 
+mod explain;
+
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -127,6 +129,7 @@ impl Params {
 ///
 /// Pending and passed triplets have a table and half of `max_triplets` each, because a single
 /// message makes a pending one, and a flood of those must not push out what has passed.
+#[derive(Clone)]
 pub struct Memory {
     secret: Secret,
     /// When it is full, the oldest go.
@@ -138,6 +141,9 @@ pub struct Memory {
     proven: Arc<Table<Proven>>,
     /// Bound: `max_clients`. When it is full, those go that have the fewest pending triplets.
     crowds: Arc<Table<Crowd>>,
+    /// Who has written to whom. Bound: half of `max_triplets`. When it is full, those go first that
+    /// a single bad message could make, and of the others those that were not seen for longest.
+    contacts: Arc<Table<Contact>>,
     /// What another greylisting daemon knew. Bound: as many as may have passed. When it is full,
     /// those go that fade first. Nothing a client does adds to it.
     imported: Arc<Table<Imported>>,
@@ -152,6 +158,7 @@ impl Memory {
             passed: Arc::new(Table::noting_changes(half)),
             proven: Arc::new(Table::noting_changes(bounds.max_clients)),
             crowds: Arc::new(Table::new(bounds.max_clients)),
+            contacts: Arc::new(Table::noting_changes(half)),
             imported: Arc::new(Table::noting_changes(half)),
         }
     }
@@ -182,35 +189,66 @@ impl Memory {
         })
     }
 
+    /// Whether there was ever mail between these two, or this message, whatever its key is of.
+    pub(super) fn has_met(&self, key: Key, now: Time) -> bool {
+        self.contacts.read(key, |contact| contact.is_some_and(|c| !c.forgettable(now)))
+    }
+
+    /// There was not, after all.
+    pub(super) fn forget(&self, key: Key) {
+        self.contacts.take(key);
+    }
+
+    /// There was: good mail, or what a single bad message can make.
+    pub(super) fn meet(&self, key: Key, good: bool, now: Time) {
+        let until = now + ACQUAINTED;
+        // Written anew some thirty times until it is forgotten at most.
+        let stale = |contact: Option<&Contact>| {
+            contact.is_none_or(|c| (good && !c.good) || c.until + ACQUAINTED / 32 < until)
+        };
+        if self.contacts.read(key, stale) {
+            // A full table counts itself.
+            let _ = self.contacts.write(key, now, |contact| {
+                *contact = Contact { good: good || contact.good, until };
+            });
+        }
+    }
+
     pub(super) fn sweep(&self, now: Time, parts: usize) {
         self.pending.sweep(now, parts);
         self.passed.sweep(now, parts);
         self.proven.sweep(now, parts);
         self.crowds.sweep(now, parts);
+        self.contacts.sweep(now, parts);
         self.imported.sweep(now, parts);
     }
 
-    pub(super) fn sizes(&self) -> [(&'static str, Size); 5] {
+    pub(super) fn sizes(&self) -> [(&'static str, Size); 6] {
         [
             ("pending", self.pending.size()),
             ("passed", self.passed.size()),
             ("proven", self.proven.size()),
             ("crowds", self.crowds.size()),
+            ("contacts", self.contacts.size()),
             ("imported", self.imported.size()),
         ]
     }
 
     /// What is written down as it changes, the most telling first.
-    pub(super) fn kept(&self) -> [(&'static str, Arc<dyn Kept>); 5] {
+    pub(super) fn kept(&self) -> [(&'static str, Arc<dyn Kept>); 6] {
         [
             ("proven", self.proven.clone()),
             ("passed", self.passed.clone()),
             ("imported", self.imported.clone()),
             ("pending", self.pending.clone()),
             ("crowds", self.crowds.clone()),
+            ("contacts", self.contacts.clone()),
         ]
     }
 }
+
+/// How long it is remembered who has written to whom.
+const ACQUAINTED: Duration = Duration::from_secs(36 * 86_400);
 
 /// A triplet that waits.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
@@ -284,6 +322,15 @@ impl Record for Crowd {
     }
 }
 
+/// Two who have had to do with each other.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Contact {
+    /// Whether it took a good message.
+    good: bool,
+    until: Time,
+}
+
 macro_rules! forgettable_at_until {
     ($($record:ty: |$it:ident| $worth:expr;)*) => {$(
         impl Record for $record {
@@ -302,6 +349,7 @@ forgettable_at_until! {
     // The oldest has had the most time to come back.
     Pending: |it| Worth::Fleeting(it.first.as_nanos());
     Passed: |it| Worth::Fleeting(it.until.as_nanos());
+    Contact: |it| Worth::Fleeting(u64::from(it.good) << 63 | it.until.as_nanos() >> 1);
     Proven: |it| if it.enough {
         Worth::Lasting
     } else {
@@ -339,6 +387,23 @@ impl Stored for Passed {
 
     fn fold(&mut self, other: Self) {
         self.until = self.until.max(other.until);
+    }
+}
+
+impl Stored for Contact {
+    fn encode(&self, bytes: &mut Vec<u8>) {
+        put_time(bytes, self.until);
+        bytes.push(self.good.into());
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut parts = Parts::of(bytes);
+        let (until, [good]) = (parts.time()?, parts.bytes()?);
+        parts.end(Self { good: good != 0, until })
+    }
+
+    fn fold(&mut self, other: Self) {
+        *self = Self { good: self.good || other.good, until: self.until.max(other.until) };
     }
 }
 
@@ -435,7 +500,10 @@ impl Greylist {
         let known = |passed: Option<&Passed>| {
             passed.filter(|passed| !passed.forgettable(cx.now)).map(|passed| passed.until)
         };
-        if let Some(until) = self.passed.read(triplet, known).or_else(|| self.proven_until(cx)) {
+        if let Some(until) = self.passed.read(triplet, known).or_else(|| {
+            // From a suspicious score on, what its history has earned does not hold.
+            self.proven_until(cx).filter(|_| !cx.policy.suspects(cx))
+        }) {
             return Acquaintance::Known { until };
         }
         let own = match self.pending.read(triplet, |pending| pending.copied()) {
@@ -513,7 +581,30 @@ impl Greylist {
 
     /// Whether it has nothing to say about this recipient.
     fn passes_over(&self, cx: &Context<'_>, recipient: &Address) -> bool {
-        self.exempts(recipient) || !self.when.holds(cx)
+        self.exempts(recipient) || !self.applies(cx)
+    }
+
+    /// Whether first contacts of this client wait.
+    fn applies(&self, cx: &Context<'_>) -> bool {
+        self.when.holds(cx) || cx.policy.suspects(cx)
+    }
+
+    /// Since when this triplet is awaited, if it has been told to come back.
+    pub(super) fn awaits(&self, cx: &Context<'_>) -> Option<Time> {
+        let waits = |pending: Option<&Pending>| {
+            pending.filter(|pending| !pending.forgettable(cx.now)).map(|pending| pending.first)
+        };
+        self.pending.read(self.triplet(cx), waits)
+    }
+
+    /// Whether a triplet that is awaited since then will be put off at DATA.
+    pub(super) fn puts_off_at_data(&self, cx: &Context<'_>, first: Time) -> bool {
+        self.speaks_at_data() && cx.now.since(first) < self.delay && self.applies(cx)
+    }
+
+    /// This triplet is awaited no more.
+    pub(super) fn has_returned(&self, cx: &Context<'_>) {
+        self.pending.take(self.triplet(cx));
     }
 
     fn exempts(&self, recipient: &Address) -> bool {
@@ -545,7 +636,7 @@ impl Greylist {
             Acquaintance::Waiting { first } => first,
         };
         // Asked last, since what the client has earned is one more look into a large table.
-        self.when.holds(cx).then(|| Ready { first, at: first + self.delay })
+        self.applies(cx).then(|| Ready { first, at: first + self.delay })
     }
 
     /// Whether first contacts are pushed out before they can come back: their retries could never
@@ -611,7 +702,13 @@ impl Greylist {
     }
 
     /// A recipient has been asked for: what that makes of its triplet.
-    fn meet(&self, cx: &Context<'_>, recipient: &Address, decision: &Decision) {
+    fn meet(
+        &self,
+        cx: &Context<'_>,
+        recipient: &Address,
+        decision: &Decision,
+        ledger: &mut Ledger,
+    ) {
         let others_refuse =
             decision.reasons().iter().any(|refusal| refusal.why.reason() != Reason::Greylist);
         match self.acquaintance(cx) {
@@ -619,7 +716,14 @@ impl Greylist {
             Acquaintance::Known { until } if cx.now + (self.forget - self.forget / 128) < until => {
             }
             // Who is proven is not asked, but seen.
-            _ if cx.standing() != Standing::Proven && self.passes_over(cx, recipient) => {}
+            Acquaintance::Known { .. } if cx.standing() == Standing::Proven => self.refresh(cx),
+            // It was told to come back and has, though by now it would not be told so.
+            Acquaintance::Back | Acquaintance::Waiting { .. }
+                if !others_refuse && !self.exempts(recipient) && !self.applies(cx) =>
+            {
+                self.pass(cx);
+            }
+            _ if self.passes_over(cx, recipient) => {}
             Acquaintance::Known { .. } => self.refresh(cx),
             // In shadow mode as if nothing had been refused: the sender has no reason to come
             // back, so its next message must not look like another first contact.
@@ -628,7 +732,10 @@ impl Greylist {
             }
             // What another rule refuses has been seen all the same, so that delays do not add up.
             Acquaintance::New if !self.remembers_all() || self.forgets_too_soon(cx.now) => {}
-            Acquaintance::New => self.store(cx),
+            Acquaintance::New => {
+                ledger.told_to_return = true;
+                self.store(cx);
+            }
             Acquaintance::Waiting { .. } => {}
             Acquaintance::Back if others_refuse => {}
             Acquaintance::Back => self.pass(cx),
@@ -636,7 +743,7 @@ impl Greylist {
     }
 }
 
-impl Signal for Greylist {
+impl Signal for Arc<Greylist> {
     fn name(&self) -> &'static str {
         "greylist"
     }
@@ -664,13 +771,17 @@ impl Signal for Greylist {
 
     fn settle(&self, cx: &Context<'_>, decision: &Decision, ledger: &mut Ledger) {
         match cx.event {
-            Event::Recipient { address, fate: Fate::Offered } if decision.exemption().is_none() => {
+            Event::Recipient { address, fate: Fate::Offered | Fate::Doomed }
+                if decision.exemption().is_none() =>
+            {
                 // Who was refused otherwise will come back in another message.
                 if self.speaks_at_data() && decision.passes() {
                     let latest = ledger.ready.into_iter().chain(self.ready(cx, address));
                     ledger.ready = latest.max_by_key(|ready| ready.at);
                 }
-                self.meet(cx, address, decision);
+                if !cx.rehearsal {
+                    self.meet(cx, address, decision, ledger);
+                }
             }
             Event::Mail { .. } | Event::EndOfMessage { .. } | Event::Abort | Event::Disconnect => {
                 ledger.ready = None;

@@ -6,6 +6,7 @@
 
 use std::cell::OnceCell;
 
+use super::Policy;
 use super::signal::Context;
 use crate::meter::key::Key;
 use crate::smtp::address::Address;
@@ -42,7 +43,7 @@ impl Keys {
 impl Context<'_> {
     /// The key of one part, which its purpose keeps apart from all others.
     pub fn key(&self, purpose: &str, value: &[u8]) -> Key {
-        self.policy.parts().clone().part(purpose.as_bytes()).part(value).finish()
+        self.policy.key(purpose, value)
     }
 
     /// The network's.
@@ -72,9 +73,25 @@ impl Context<'_> {
         self.sender().map(|sender| *self.keys.sender_without_tags.get_or_init(|| make(sender)))
     }
 
+    /// Of what the sender has written to the recipient, at RCPT.
+    pub fn talk_key(&self) -> Option<Key> {
+        talk(self.policy, self.sender()?, self.recipient()?)
+    }
+
+    /// Of what the recipient has written to the sender, at RCPT.
+    pub fn answer_key(&self) -> Option<Key> {
+        talk(self.policy, self.recipient()?, self.sender()?)
+    }
+
     /// The recipient's, at RCPT.
     pub fn recipient_key(&self) -> Option<Key> {
         let make = |recipient: &Address| self.key("recipient", recipient.as_str().as_bytes());
         self.recipient().map(|recipient| *self.keys.recipient.get_or_init(|| make(recipient)))
     }
+}
+
+/// Of what one has written to another; none where it is nobody.
+pub(super) fn talk(policy: &Policy, from: &Address, to: &Address) -> Option<Key> {
+    let part = |address: &Address| policy.key("talk", address.without_tags().as_bytes());
+    (!from.is_null() && !to.is_null()).then(|| part(from).with(part(to)))
 }

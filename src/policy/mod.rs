@@ -4,7 +4,10 @@
 //! as there are threads, less one.
 
 pub mod access;
+pub mod allowed;
+pub mod behaviour;
 pub mod decision;
+pub mod explain;
 pub mod greylist;
 pub mod imported;
 pub mod keys;
@@ -21,13 +24,15 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use self::decision::{Decision, Reason, Refusal};
+use self::explain::{Accessed, Explained, Forgotten};
 use self::signal::{Context, Ledger, Round, Signal};
 use self::standing::Standing;
 use crate::clock::Time;
 use crate::meter::changes::Changes;
-use crate::meter::key::{KeyMaker, Secret};
+use crate::meter::key::{Key, KeyMaker, Secret};
 use crate::meter::table::{Kept, Size};
 use crate::setting::Complaint;
+use crate::smtp::address::Address;
 use crate::smtp::client::{Network, Prefixes};
 use crate::smtp::event::{Event, Fate};
 use crate::smtp::reply::{Action, Code, Enhanced};
@@ -39,10 +44,14 @@ pub struct Memory {
     pub limits: limit::Memory,
     /// Triplets.
     pub greylist: greylist::Memory,
+    /// How clients have behaved.
+    pub behaviour: behaviour::Memory,
     /// The host.
     pub load: load::Memory,
     /// When it is being worked on.
     pub maintenance: maintenance::Memory,
+    /// Who is let through by hand.
+    pub allowed: allowed::Memory,
 }
 
 /// How much memory may hold.
@@ -61,8 +70,10 @@ impl Memory {
             secret: secret.clone(),
             limits: limit::Memory::new(secret, bounds),
             greylist: greylist::Memory::new(secret, bounds),
+            behaviour: behaviour::Memory::new(bounds),
             load: load::Memory::new(bounds),
             maintenance: maintenance::Memory::new(secret),
+            allowed: allowed::Memory::new(secret),
         }
     }
 
@@ -75,14 +86,17 @@ impl Memory {
     pub fn sweep(&self, now: Time, parts: usize) {
         self.limits.sweep(now, parts);
         self.greylist.sweep(now, parts);
+        self.behaviour.sweep(now, parts);
         self.load.sweep(now, parts);
         self.maintenance.sweep(now);
+        self.allowed.sweep(now);
     }
 
     /// What every table has come to, by its name.
     pub fn sizes(&self) -> impl Iterator<Item = (&'static str, Size)> {
-        let others = [self.load.size(), self.maintenance.size()];
-        self.limits.sizes().into_iter().chain(self.greylist.sizes()).chain(others)
+        let others = [self.load.size(), self.maintenance.size(), self.allowed.size()];
+        let (limits, greylist) = (self.limits.sizes(), self.greylist.sizes());
+        limits.into_iter().chain(greylist).chain(self.behaviour.sizes()).chain(others)
     }
 
     /// Entries that outlive the process.
@@ -98,8 +112,9 @@ impl Memory {
 
     /// What outlives the process, by the table's name: what is missed most comes first.
     pub fn kept(&self) -> impl Iterator<Item = (&'static str, Arc<dyn Kept>)> {
-        let maintenance = [self.maintenance.kept()];
-        maintenance.into_iter().chain(self.limits.kept()).chain(self.greylist.kept())
+        let by_hand = [self.maintenance.kept(), self.allowed.kept()];
+        let (limits, greylist) = (self.limits.kept(), self.greylist.kept());
+        by_hand.into_iter().chain(self.behaviour.kept()).chain(limits).chain(greylist)
     }
 }
 
@@ -145,6 +160,11 @@ pub struct Policy {
     parts: KeyMaker,
     load: Arc<load::Load>,
     maintenance: Arc<maintenance::Maintenance>,
+    behaviour: Option<Arc<behaviour::Behaviour>>,
+    greylist: Option<Arc<greylist::Greylist>>,
+    access: Arc<access::Access>,
+    allowed: allowed::Memory,
+    limits: Arc<limit::Limits>,
     signals: Vec<Box<dyn Signal>>,
 }
 
@@ -162,6 +182,8 @@ pub struct Parts<'a> {
     pub limits: &'a [limit::Params],
     /// `[greylist]`
     pub greylist: &'a greylist::Params,
+    /// `[behaviour]`
+    pub behaviour: &'a behaviour::Params,
     /// `[load]`
     pub load: load::Params,
     /// `[maintenance]`, its list read.
@@ -173,13 +195,21 @@ impl Policy {
     pub fn new(parts: Parts<'_>, memory: &Memory) -> Self {
         let load = Arc::new(memory.load.signal(&parts.load));
         let maintenance = Arc::new(memory.maintenance.signal(parts.maintenance));
+        let access = Arc::new(parts.access);
+        let limits = Arc::new(memory.limits.signal(parts.limits));
         let mut signals: Vec<Box<dyn Signal>> = vec![
-            Box::new(parts.access),
+            // Before the denylist, which it overrides.
+            Box::new(memory.allowed.clone()),
+            Box::new(access.clone()),
             Box::new(maintenance.clone()),
             Box::new(load.clone()),
-            Box::new(memory.limits.signal(parts.limits)),
+            Box::new(limits.clone()),
         ];
-        signals.extend(memory.greylist.signal(parts.greylist).map(|s| Box::new(s) as Box<_>));
+        let greylist = memory.greylist.signal(parts.greylist).map(Arc::new);
+        signals.extend(greylist.clone().map(|signal| Box::new(signal) as Box<_>));
+        let behaviour = memory.behaviour.signal(parts.behaviour, &memory.greylist).map(Arc::new);
+        // The last to settle, since it takes in what the others have seen.
+        signals.extend(behaviour.clone().map(|signal| Box::new(signal) as Box<_>));
         Self {
             hostname: parts.hostname.into(),
             help_url: parts.help_url.into(),
@@ -191,6 +221,11 @@ impl Policy {
             parts: memory.secret().key("part"),
             load,
             maintenance,
+            behaviour,
+            greylist,
+            access,
+            allowed: memory.allowed.clone(),
+            limits,
             signals,
         }
     }
@@ -200,10 +235,96 @@ impl Policy {
         Network::of(address, self.prefixes)
     }
 
-    /// What a client that begins a session has earned: what the first signal to know says.
+    /// What a client that begins a session has earned: trusted if anybody says so, else the least
+    /// that is said of it.
     pub fn standing(&self, cx: &Context<'_>) -> Standing {
-        let known = self.signals.iter().find_map(|signal| signal.standing(cx));
-        known.unwrap_or(Standing::Unknown)
+        let mut said = self.signals.iter().filter_map(|signal| signal.standing(cx));
+        let Some(mut standing) = said.next() else { return Standing::Unknown };
+        for other in said {
+            if standing == Standing::Trusted {
+                break;
+            }
+            standing = if other == Standing::Trusted { other } else { standing.min(other) };
+        }
+        standing
+    }
+
+    /// Somebody has written to somebody else: an answer will be no first contact.
+    pub fn has_written(&self, from: &Address, to: &Address, now: Time) {
+        if let (Some(behaviour), Some(key)) = (&self.behaviour, keys::talk(self, from, to)) {
+            behaviour.has_talked(key, now);
+        }
+    }
+
+    /// What an event shows of its client's behaviour.
+    fn see(&self, cx: &Context<'_>) -> behaviour::Seen {
+        self.behaviour.as_ref().map_or_else(Default::default, |behaviour| behaviour.see(cx))
+    }
+
+    /// Whether new triplets of this client wait, whoever it is.
+    fn suspects(&self, cx: &Context<'_>) -> bool {
+        self.behaviour.as_ref().is_some_and(|behaviour| behaviour.suspects(cx))
+    }
+
+    /// Since when this triplet is awaited, if it has been told to come back.
+    fn awaits(&self, cx: &Context<'_>) -> Option<Time> {
+        self.greylist.as_ref()?.awaits(cx)
+    }
+
+    /// Whether a triplet that is awaited since then will be put off at DATA.
+    fn puts_off_at_data(&self, cx: &Context<'_>, first: Time) -> bool {
+        self.greylist.as_ref().is_some_and(|greylist| greylist.puts_off_at_data(cx, first))
+    }
+
+    /// This triplet is awaited no more.
+    fn has_returned(&self, cx: &Context<'_>) {
+        self.greylist.as_ref().inspect(|greylist| greylist.has_returned(cx));
+    }
+
+    /// Everything that is known of a client. Reads only: `client` is a context without an
+    /// envelope, `all` one with what else is known; both share what was looked up.
+    pub fn explain(&self, client: &Context<'_>, all: &Context<'_>) -> Explained {
+        let (allowed, denied, authentication_exempts) = self.access.explain(client.client);
+        Explained {
+            client: client.client.address(),
+            name: client.client.name().map(ToOwned::to_owned),
+            network: client.network.to_string(),
+            pool: client.pool().to_string(),
+            // The score is that of the client alone: found before anybody asks with an envelope.
+            standing: client.standing(),
+            behaviour: self.behaviour.as_ref().map(|behaviour| {
+                client.seen();
+                behaviour.explain(client)
+            }),
+            limits: self.limits.explain(all),
+            greylist: self.greylist.as_ref().map(|greylist| greylist.explain(all)),
+            access: Accessed {
+                allowed: allowed.map(|entry| entry.to_string()),
+                denied: denied.map(|entry| entry.to_string()),
+                allowed_until: self.allowed.until(client.client.address(), client.now),
+                authentication_exempts,
+            },
+        }
+    }
+
+    /// Forgets what is known of a client, as far as it is kept under the client alone.
+    pub fn forget(&self, cx: &Context<'_>) -> Forgotten {
+        let mut said = Forgotten::default();
+        match self.behaviour.as_ref().map(|behaviour| behaviour.forget(cx)) {
+            Some(true) => said.forgotten.push("behaviour: how it has sent".to_owned()),
+            Some(false) => said.left.push("behaviour: nothing was known".to_owned()),
+            None => said.left.push("behaviour: it is off".to_owned()),
+        }
+        self.limits.forget(cx, &mut said);
+        if let Some(greylist) = &self.greylist {
+            greylist.forget(cx, &mut said);
+        }
+        said
+    }
+
+    /// Until when behaviour only watches because the database is new.
+    pub fn learning_until(&self, now: Time) -> Option<Time> {
+        self.behaviour.as_ref()?.learning_until(now)
     }
 
     /// How the load is answered.
@@ -248,9 +369,9 @@ impl Policy {
         self.signals.iter().any(|signal| signal.is_suspended(now))
     }
 
-    /// Begins the key of every part.
-    fn parts(&self) -> &KeyMaker {
-        &self.parts
+    /// The key of one part, which its purpose keeps apart from all others.
+    fn key(&self, purpose: &str, value: &[u8]) -> Key {
+        self.parts.clone().part(purpose.as_bytes()).part(value).finish()
     }
 
     /// Judges an event. Reads only.
@@ -288,7 +409,7 @@ impl Policy {
 pub fn can_be_refused(event: &Event) -> bool {
     match event {
         Event::Connect | Event::Helo { .. } | Event::Mail { .. } | Event::Data { .. } => true,
-        Event::Recipient { fate, .. } => *fate == Fate::Offered,
+        Event::Recipient { fate, .. } => matches!(fate, Fate::Offered | Fate::Doomed),
         Event::EndOfMessage { .. } | Event::Abort | Event::Disconnect => false,
     }
 }
@@ -304,6 +425,7 @@ fn spare_the_accepted(cx: &Context<'_>, refusal: &mut Refusal) {
         Reason::Rate if refusal.surplus => Code::Code452,
         Reason::Rate | Reason::Access | Reason::Sessions | Reason::Greylist => Code::Code451,
         // These speak at the beginning of a session only.
+        Reason::Behaviour => Code::Code451,
         Reason::Load | Reason::Maintenance => refusal.code,
     };
     if refusal.code == Code::Code452 {

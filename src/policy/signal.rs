@@ -3,6 +3,8 @@
 use std::cell::OnceCell;
 
 use super::Policy;
+use super::behaviour::Seen;
+use super::behaviour::evidence::Score;
 use super::decision::{Decision, Exemption, Refusal};
 use super::greylist::Ready;
 use super::keys::Keys;
@@ -10,6 +12,7 @@ use super::limit::{Charge, Hold};
 use super::load::Place;
 use super::standing::Standing;
 use crate::clock::Time;
+use crate::setting::Mode;
 use crate::smtp::address::Address;
 use crate::smtp::client::{Client, Network};
 use crate::smtp::event::Event;
@@ -58,6 +61,13 @@ pub struct Context<'a> {
     pub pool: &'a OnceCell<Pool>,
     /// What it has earned, once somebody has asked for it: see [`Context::standing`].
     pub earned: &'a OnceCell<Standing>,
+    /// What the event shows of its behaviour, once somebody has asked for it: see
+    /// [`Context::seen`].
+    pub shows: &'a OnceCell<Seen>,
+    /// Recipients that it has asked for before.
+    pub asked: Asked,
+    /// Whether nothing follows from what is decided, and what is noted is only what was seen.
+    pub rehearsal: bool,
     /// The keys that were asked for.
     pub keys: &'a Keys,
     /// The policy of the session.
@@ -81,6 +91,15 @@ pub enum Arrival {
     Open,
     /// The policy service has judged and counted it a moment ago, before the milter was asked.
     Counted,
+}
+
+/// Recipients that a client has asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// In this session.
+    pub in_session: u32,
+    /// In this message.
+    pub in_message: u32,
 }
 
 /// Whether a front reports that a session, or a message that never came, has ended.
@@ -114,6 +133,16 @@ impl<'a> Context<'a> {
     /// The factor on its quotas, 1.0 while the host bears what comes.
     pub fn allowance(&self) -> f32 {
         self.policy.allowance(self)
+    }
+
+    /// What the event shows of the client's behaviour.
+    pub fn seen(&self) -> &'a Seen {
+        self.shows.get_or_init(|| self.policy.see(self))
+    }
+
+    /// How abnormal the client's sending is, with this event.
+    pub fn score(&self) -> &'a Score {
+        &self.seen().score
     }
 
     /// The envelope sender, from MAIL on.
@@ -151,6 +180,11 @@ impl Round {
         self.refusals.push(refusal);
     }
 
+    /// Whether anybody has spoken against the event whose word counts.
+    pub fn refuses(&self) -> bool {
+        self.refusals.iter().any(|refusal| refusal.mode == Mode::Enforce)
+    }
+
     /// Why the client is exempt, if it is.
     pub fn exemption(&self) -> Option<Exemption> {
         self.exemption
@@ -167,6 +201,11 @@ pub struct Ledger {
     pub(super) charges: Vec<Charge>,
     /// When the last recipient of this transaction may come back, if one must.
     pub(super) ready: Option<Ready>,
+    /// Whether greylisting has just told this recipient's triplet to come back.
+    pub(super) told_to_return: bool,
+    /// Whether this message has been timed at MAIL, and whether it has been paid for.
+    pub(super) paced: bool,
+    pub(super) paid: bool,
     /// What it counts for among the open sessions, until it ends.
     pub(super) place: Option<Place>,
 }

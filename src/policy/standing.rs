@@ -15,3 +15,15 @@ pub enum Standing {
     /// It is on the allowlist, or has authenticated.
     Trusted,
 }
+
+impl Standing {
+    /// Its one name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Suspect => "suspect",
+            Self::Unknown => "unknown",
+            Self::Proven => "proven",
+            Self::Trusted => "trusted",
+        }
+    }
+}

@@ -18,6 +18,9 @@ pub struct When {
     /// The client's standing is one of these.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub standing: Option<Vec<Standing>>,
+    /// The client's score is above this. Where `[behaviour]` is off, it never is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score_above: Option<f64>,
     /// The client came by one of these listeners, by their addresses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listener: Option<Vec<String>>,
@@ -70,6 +73,7 @@ impl When {
         let asked = |condition: Option<bool>| condition.unwrap_or(true);
         let from_mail_on = cx.sender().is_some();
         asked(self.standing.as_ref().map(|standings| standings.contains(&cx.standing())))
+            && asked(self.score_above.map(|above| cx.score().total > above))
             && asked(self.listener.as_ref().map(|all| all.iter().any(|l| l == cx.listener)))
             && asked(self.network.as_ref().map(|all| within(all, cx.client.address())))
             && asked(self.tls.map(|tls| from_mail_on && tls == cx.client.tls))

@@ -57,6 +57,9 @@ pub enum Fate {
     Unknown,
     /// It has refused it for another reason.
     Rejected,
+    /// It will refuse it because there is no such mailbox, but has not yet: as where we are asked
+    /// before it looks.
+    Doomed,
 }
 
 /// The kind of an event, and its one name in logs, metrics and tests.

@@ -46,11 +46,13 @@ pub enum Placeholder {
     RecipientDomain,
     /// `{url}`: `help_url` of `[server]`.
     Url,
+    /// `{evidence}`: what is unusual about the client's sending, in words.
+    Evidence,
 }
 
 impl Placeholder {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Self); 11] = [
+    pub const ALL: [(&'static str, Self); 12] = [
         ("hostname", Self::Hostname),
         ("client", Self::Client),
         ("network", Self::Network),
@@ -62,6 +64,7 @@ impl Placeholder {
         ("recipient", Self::Recipient),
         ("recipient_domain", Self::RecipientDomain),
         ("url", Self::Url),
+        ("evidence", Self::Evidence),
     ];
 
     /// The room it is sure of, in bytes. What we make is never longer; what a client chose is cut
@@ -74,6 +77,7 @@ impl Placeholder {
             Self::Reason | Self::Id => 16,
             Self::Wait => 10,
             Self::Url => LONGEST_URL,
+            Self::Evidence => 80,
             Self::Sender | Self::SenderDomain | Self::Recipient | Self::RecipientDomain => 32,
         }
     }

@@ -1,11 +1,15 @@
 //! The folder that state lives in.
 //!
 //! ```text
-//! identity     "postpone state 1", and the secret that keys are made with: 32 hexadecimal digits
+//! identity     "postpone state 1", the secret that keys are made with: 32 hexadecimal digits, and
+//!              since when this is the same database: "begun", and a time in RFC 3339
 //! lock         held by the one process that uses the folder; its number is in it
 //! db/          the tables, as src/store/disk.rs keeps them
 //! *.damaged-*  what could not be read entirely, set aside at that second since 1970
 //! ```
+//!
+//! A file without the line "begun", as earlier versions have written it, has begun when it was last
+//! written: it is written once, with the secret.
 //!
 //! The number after "state" is the version of everything in the folder: of these files, of the
 //! store, and of how records are written down. A later version of postpone reads what an earlier
@@ -14,7 +18,7 @@
 use std::fmt::{self, Display, Formatter};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -73,6 +77,7 @@ pub struct Folder {
     path: PathBuf,
     tables: Vec<&'static str>,
     secret: Secret,
+    begun: Time,
     set_aside: Vec<String>,
     is_new: bool,
     _lock: File,
@@ -90,10 +95,10 @@ impl Folder {
             .map_err(unable("make the folder"))?;
         let lock = take_lock(&path.join("lock"))?;
         let identity = Identity::of(path)?;
-        let is_new = !matches!(identity, Identity::Ours(_));
+        let is_new = !matches!(identity, Identity::Ours { .. });
         let mut set_aside = Vec::new();
-        let secret = match identity {
-            Identity::Ours(secret) => secret,
+        let (secret, begun) = match identity {
+            Identity::Ours { secret, begun } => (secret, begun),
             Identity::Newer { version } => return Err(Refused::Newer { version }),
             Identity::Missing | Identity::Damaged => {
                 for name in ["identity", "db"].into_iter().filter(|name| path.join(name).exists()) {
@@ -101,10 +106,13 @@ impl Folder {
                         aside(path, name, now).map_err(unable("set aside what is damaged"))?;
                     set_aside.push(aside);
                 }
-                new_identity(path).map_err(unable("write the file `identity`"))?
+                let secret =
+                    new_identity(path, now).map_err(unable("write the file `identity`"))?;
+                (secret, now)
             }
         };
-        Ok(Self { path: path.into(), tables: Vec::new(), secret, set_aside, is_new, _lock: lock })
+        let (path, tables) = (path.into(), Vec::new());
+        Ok(Self { path, tables, secret, begun, set_aside, is_new, _lock: lock })
     }
 
     /// Takes a folder as it is: nothing is made, and nothing is set aside.
@@ -114,19 +122,20 @@ impl Folder {
             return Err(if path.join("db").exists() { Refused::Damaged } else { Refused::Missing });
         }
         let lock = take_lock(&path.join("lock"))?;
-        let secret = match Identity::of(path)? {
-            Identity::Ours(secret) => secret,
+        let (secret, begun) = match Identity::of(path)? {
+            Identity::Ours { secret, begun } => (secret, begun),
             Identity::Newer { version } => return Err(Refused::Newer { version }),
             Identity::Missing | Identity::Damaged => return Err(Refused::Damaged),
         };
         let set_aside = Vec::new();
         let is_new = false;
-        Ok(Self { path: path.into(), tables: Vec::new(), secret, set_aside, is_new, _lock: lock })
+        let (path, tables) = (path.into(), Vec::new());
+        Ok(Self { path, tables, secret, begun, set_aside, is_new, _lock: lock })
     }
 
     /// Gives it another secret. Only where no table has an entry: those would mean nothing.
     pub fn adopt(&mut self, secret: Secret) -> io::Result<()> {
-        write_identity(&self.path, &secret)?;
+        write_identity(&self.path, &secret, self.begun)?;
         self.secret = secret;
         Ok(())
     }
@@ -145,6 +154,11 @@ impl Folder {
     /// The secret that keys are made with.
     pub fn secret(&self) -> &Secret {
         &self.secret
+    }
+
+    /// Since when this is the same database.
+    pub fn begun(&self) -> Time {
+        self.begun
     }
 
     /// What had to be set aside when it was opened.
@@ -207,7 +221,7 @@ fn take_lock(path: &Path) -> Result<File, Refused> {
 
 /// What the file `identity` says.
 enum Identity {
-    Ours(Secret),
+    Ours { secret: Secret, begun: Time },
     Newer { version: u32 },
     Damaged,
     Missing,
@@ -215,14 +229,20 @@ enum Identity {
 
 impl Identity {
     fn of(folder: &Path) -> Result<Self, Refused> {
-        match fs::read(folder.join("identity")) {
-            Ok(text) => Ok(Self::read(&text)),
+        let path = folder.join("identity");
+        match fs::read(&path) {
+            Ok(text) => {
+                let written = fs::metadata(&path).map_or(0, |file| file.mtime());
+                let written = Time::from_secs(u64::try_from(written).unwrap_or(0));
+                Ok(Self::read(&text, written))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::Missing),
             Err(error) => Err(Refused::Unable("read the file `identity`", error)),
         }
     }
 
-    fn read(text: &[u8]) -> Self {
+    /// Reads it; `written` is when the file was.
+    fn read(text: &[u8], written: Time) -> Self {
         let parse = || {
             let mut lines = str::from_utf8(text).ok()?.lines();
             let version: u32 = lines.next()?.strip_prefix("postpone state ")?.parse().ok()?;
@@ -231,27 +251,29 @@ impl Identity {
             }
             let digits = lines.next()?.strip_prefix("secret ").filter(|d| d.len() == 32)?;
             let secret = u128::from_str_radix(digits, 16).ok()?;
-            Some(Self::Ours(Secret::new(secret.to_be_bytes())))
+            let begun = lines.next().and_then(|line| line.strip_prefix("begun "));
+            let begun = begun.and_then(|time| time.parse().ok()).unwrap_or(written);
+            Some(Self::Ours { secret: Secret::new(secret.to_be_bytes()), begun })
         };
         parse().unwrap_or(Self::Damaged)
     }
 }
 
-fn new_identity(folder: &Path) -> io::Result<Secret> {
+fn new_identity(folder: &Path, now: Time) -> io::Result<Secret> {
     let mut secret = [0; 16];
     rustix::rand::getrandom(&mut secret, rustix::rand::GetRandomFlags::empty())?;
     let secret = Secret::new(secret);
-    write_identity(folder, &secret)?;
+    write_identity(folder, &secret, now)?;
     Ok(secret)
 }
 
 /// Written beside its place and then moved there, so that it is there whole or not at all.
-fn write_identity(folder: &Path, secret: &Secret) -> io::Result<()> {
+fn write_identity(folder: &Path, secret: &Secret, begun: Time) -> io::Result<()> {
     let beside = folder.join("identity.new");
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
     let digits = hex(&secret.to_bytes());
-    write!(file, "postpone state {VERSION}\nsecret {digits}\n")?;
+    write!(file, "postpone state {VERSION}\nsecret {digits}\nbegun {begun}\n")?;
     file.sync_all()?;
     fs::rename(&beside, folder.join("identity"))?;
     File::open(folder)?.sync_all()
@@ -295,6 +317,25 @@ mod tests {
         drop(first);
         let again = Folder::open(&scratch.0, NOW).unwrap();
         assert_eq!((key(&again), again.is_new()), (made, false));
+    }
+
+    #[test]
+    fn it_is_known_since_when_it_is_the_same_database() {
+        let scratch = Scratch::new("begun");
+        drop(Folder::open(&scratch.0, NOW).unwrap());
+        let later = NOW + std::time::Duration::from_secs(60);
+        let begun = || Folder::open(&scratch.0, later).unwrap().begun();
+        assert_eq!(begun(), NOW);
+        let identity = scratch.0.join("identity");
+        let text = fs::read_to_string(&identity).unwrap();
+        let old: String = text.lines().take(2).map(|line| format!("{line}\n")).collect();
+        fs::write(&identity, old).unwrap();
+        let written = fs::metadata(&identity).unwrap().mtime();
+        assert_eq!(
+            begun(),
+            Time::from_secs(written as u64),
+            "an earlier version wrote no such line"
+        );
     }
 
     #[test]

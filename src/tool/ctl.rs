@@ -9,9 +9,13 @@ use std::time::Duration;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use super::explain::explained;
 use super::text::{status, time_and_rest};
 use crate::config::Control;
-use crate::front::control::protocol::{Answer, Kind, Maintained, Reloaded, Request, Trouble};
+use crate::front::control::protocol::{
+    AllowedNow, Answer, Forgot, Kind, Maintained, Reloaded, Request, Trouble,
+};
+use crate::front::control::status::whole;
 use crate::setting::OrNone;
 
 /// Exit codes of sysexits.h.
@@ -205,6 +209,21 @@ fn tell(answer: Answer, form: Form, out: &mut dyn Write, err: &mut dyn Write) ->
             serde_json::to_writer(&mut *out, &maintained)?;
             writeln!(out)?;
         }
+        (Form::Json, Answer::Explained(told)) => {
+            serde_json::to_writer(&mut *out, &told)?;
+            writeln!(out)?;
+        }
+        (Form::Json, Answer::Forgotten(told)) => {
+            serde_json::to_writer(&mut *out, &told)?;
+            writeln!(out)?;
+        }
+        (Form::Json, Answer::Allowed(told)) => {
+            serde_json::to_writer(&mut *out, &told)?;
+            writeln!(out)?;
+        }
+        (Form::Text, Answer::Explained(told)) => write!(out, "{}", explained(&told))?,
+        (Form::Text, Answer::Forgotten(told)) => tell_forgotten(&told, out, err)?,
+        (Form::Text, Answer::Allowed(told)) => tell_allowed(&told, out, err)?,
         (Form::Text, Answer::Status(told)) => write!(out, "{}", status(&told))?,
         (Form::Text, Answer::Reload(told)) => tell_reload(&told, out, err)?,
         (Form::Text, Answer::Maintenance(told)) => tell_maintenance(&told, out, err)?,
@@ -225,6 +244,26 @@ fn tell_reload(told: &Reloaded, out: &mut dyn Write, err: &mut dyn Write) -> io:
         writeln!(out, "takes effect only at a restart: {}", told.restart.join(", "))?;
     }
     Ok(())
+}
+
+fn tell_forgotten(told: &Forgot, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<()> {
+    told.warnings.iter().try_for_each(|warning| writeln!(err, "warning: {warning}"))?;
+    if told.forgotten.is_empty() {
+        writeln!(out, "{}: nothing was known that could be forgotten", told.client)?;
+    }
+    for forgotten in &told.forgotten {
+        writeln!(out, "{}: forgotten: {forgotten}", told.client)?;
+    }
+    told.left.iter().try_for_each(|left| writeln!(out, "{}: left: {left}", told.client))
+}
+
+fn tell_allowed(told: &AllowedNow, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<()> {
+    told.warnings.iter().try_for_each(|warning| writeln!(err, "warning: {warning}"))?;
+    let Some(until) = told.until else {
+        return writeln!(out, "{} is allowed no more", told.network);
+    };
+    let restart = if told.kept { "a restart does not end it" } else { "a restart ends it" };
+    writeln!(out, "{} is allowed until {}; {restart}", told.network, whole(until))
 }
 
 fn tell_maintenance(told: &Maintained, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<()> {

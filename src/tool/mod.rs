@@ -2,6 +2,8 @@
 
 pub mod check;
 pub mod ctl;
+mod explain;
 pub mod foreign;
+pub mod replay;
 pub mod state;
 mod text;

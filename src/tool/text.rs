@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
-use crate::front::control::status::{Closed, Load, Sensor, State, Status, Table, whole};
+use crate::front::control::status::{Allowed, Closed, Load, Sensor, State, Status, Table, whole};
 use crate::policy::load::Level;
 use crate::setting::Mode;
 
@@ -34,6 +34,12 @@ impl Display for Text<'_> {
         writeln!(f, "{:WIDTH$}{sessions_open} open", "sessions")?;
         load(f, &self.0.load)?;
         maintenance(f, &self.0.maintenance)?;
+        if let Some(until) = self.0.learning_until {
+            writeln!(f, "{:WIDTH$}only watches until {}", "behaviour", whole(until))?;
+        }
+        for Allowed { network, until } in &self.0.allowed {
+            writeln!(f, "{:WIDTH$}{network} until {}", "allowed", whole(*until))?;
+        }
         counts(f, "decisions", &self.0.decisions)?;
         counts(f, "shadows", &self.0.shadowed)?;
         counts(f, "failures", &self.0.failures)?;

@@ -27,7 +27,8 @@ pub(crate) const START: Time = Time::from_secs(1_800_000_000);
 pub(crate) const DELAY: Duration = Duration::from_secs(300);
 
 /// Nothing but greylisting.
-pub(crate) const GREYLIST: &str = "limit = []\n[greylist]\nmode = \"enforce\"\nproven_after = 2\n";
+pub(crate) const GREYLIST: &str =
+    "limit = []\n[behaviour]\nmode = \"off\"\n[greylist]\nmode = \"enforce\"\nproven_after = 2\n";
 
 /// One life of the process.
 pub(crate) struct Host {

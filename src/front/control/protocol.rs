@@ -11,12 +11,15 @@
 //! answers.
 
 use std::fmt::{self, Display, Formatter};
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
 use super::status::{Closed, Status};
 use crate::clock::Time;
+use crate::engine::recent::Recalled;
 use crate::meter::units::Span;
+use crate::policy::explain::Explained;
 
 /// What can be asked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,11 +47,43 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         listener: Option<String>,
     },
+    /// How does this client stand, or what was this decision?
+    Explain {
+        /// The client's address, or the id of a decision.
+        what: String,
+    },
+    /// Forget what is known of a client.
+    Forget {
+        /// Its address.
+        client: IpAddr,
+    },
+    /// Let a client through for a while, as if it stood on the allowlist.
+    Allow {
+        /// Its address, or a network.
+        client: String,
+        /// For so long from now.
+        #[serde(rename = "for", default, skip_serializing_if = "Option::is_none")]
+        lasting: Option<Span>,
+    },
+    /// No longer.
+    AllowOff {
+        /// As it was said.
+        client: String,
+    },
 }
 
 impl Request {
     /// All of them by their names.
-    pub const NAMES: [&str; 4] = ["status", "reload", "maintenance-on", "maintenance-off"];
+    pub const NAMES: [&str; 8] = [
+        "status",
+        "reload",
+        "maintenance-on",
+        "maintenance-off",
+        "explain",
+        "forget",
+        "allow",
+        "allow-off",
+    ];
 
     /// Reads a line. Who asks for what does not exist is told what does.
     pub fn parse(line: &[u8]) -> Result<Self, Trouble> {
@@ -68,6 +103,10 @@ impl Request {
             Self::Reload {} => Self::NAMES[1],
             Self::MaintenanceOn { .. } => Self::NAMES[2],
             Self::MaintenanceOff { .. } => Self::NAMES[3],
+            Self::Explain { .. } => Self::NAMES[4],
+            Self::Forget { .. } => Self::NAMES[5],
+            Self::Allow { .. } => Self::NAMES[6],
+            Self::AllowOff { .. } => Self::NAMES[7],
         }
     }
 }
@@ -82,8 +121,52 @@ pub enum Answer {
     Reload(Reloaded),
     /// To `maintenance-on` and `maintenance-off`.
     Maintenance(Maintained),
+    /// To `explain`.
+    Explained(Box<Told>),
+    /// To `forget`.
+    Forgotten(Forgot),
+    /// To `allow` and `allow-off`.
+    Allowed(AllowedNow),
     /// It could not be done.
     Error(Trouble),
+}
+
+/// A client, and the decision that was asked about.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Told {
+    /// When this was told.
+    pub now: Time,
+    /// The decision, if one was asked about.
+    pub decision: Option<Recalled>,
+    /// How its client stands now.
+    pub client: Explained,
+}
+
+/// What came of forgetting a client.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Forgot {
+    /// The client.
+    pub client: IpAddr,
+    /// What was forgotten.
+    pub forgotten: Vec<String>,
+    /// What could not be found, or was left.
+    pub left: Vec<String>,
+    /// What may surprise.
+    pub warnings: Vec<String>,
+}
+
+/// What came of letting a client through, or of ending that.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AllowedNow {
+    /// The network it is about.
+    pub network: String,
+    /// Until when; nothing: no longer.
+    pub until: Option<Time>,
+    /// Whether it is on disk, and so survives a restart.
+    pub kept: bool,
+    /// What may surprise.
+    pub warnings: Vec<String>,
 }
 
 /// What came of a reload.
@@ -173,6 +256,22 @@ mod tests {
             (Request::Reload {}, r#"{"request":"reload"}"#),
             (on, r#"{"request":"maintenance-on","for":"30m","listener":"inet:127.0.0.1:7421"}"#),
             (off, r#"{"request":"maintenance-off"}"#),
+            (
+                Request::Explain { what: "192.0.2.7".into() },
+                r#"{"request":"explain","what":"192.0.2.7"}"#,
+            ),
+            (
+                Request::Forget { client: [192, 0, 2, 7].into() },
+                r#"{"request":"forget","client":"192.0.2.7"}"#,
+            ),
+            (
+                Request::Allow { client: "192.0.2.7".into(), lasting: Some(Span::secs(1800)) },
+                r#"{"request":"allow","client":"192.0.2.7","for":"30m"}"#,
+            ),
+            (
+                Request::AllowOff { client: "192.0.2.7".into() },
+                r#"{"request":"allow-off","client":"192.0.2.7"}"#,
+            ),
         ] {
             assert_eq!(serde_json::to_string(&request).unwrap(), line);
             assert!(line.contains(request.name()));

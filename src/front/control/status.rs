@@ -4,10 +4,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Time;
 use crate::engine::Engine;
+use crate::policy::allowed::Entry;
 use crate::policy::decision::Reason;
 use crate::policy::load::{Level, Seen, Worse};
 use crate::policy::maintenance::{By, Closure};
@@ -32,6 +34,10 @@ pub struct Status {
     pub load: Load,
     /// What is closed; nothing: no maintenance.
     pub maintenance: Vec<Closed>,
+    /// Until when behaviour only watches because the database is new.
+    pub learning_until: Option<Time>,
+    /// Who is allowed by hand.
+    pub allowed: Vec<Allowed>,
     /// `pass`, and refusals by their reason.
     pub decisions: BTreeMap<String, u64>,
     /// What shadows would have refused, by the reason.
@@ -42,6 +48,16 @@ pub struct Status {
     pub state: State,
     /// Our own trouble, in which the mail passed, by its kind.
     pub failures: BTreeMap<String, u64>,
+}
+
+/// A network that is allowed by hand.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Allowed {
+    /// The network, or a single address.
+    pub network: String,
+    /// Until when.
+    pub until: Time,
 }
 
 /// How the host is.
@@ -165,6 +181,8 @@ impl Status {
             sessions_open: totals.sessions,
             load: Load::of(engine),
             maintenance: Closed::all(engine, listeners),
+            learning_until: engine.learning_until(),
+            allowed: engine.allowed().into_iter().map(Allowed::of).collect(),
             decisions: by_reason(totals.refused)
                 .chain([("pass".to_owned(), totals.passes)])
                 .collect(),
@@ -209,6 +227,20 @@ impl Load {
             admitted: standings.into_iter().zip(load.shares().map(f64::from)).collect(),
             sensors: load.sensors().into_iter().map(Sensor::of).collect(),
         }
+    }
+}
+
+impl Allowed {
+    fn of(Entry { network, until }: Entry) -> Self {
+        Self { network: shown(network), until }
+    }
+}
+
+/// A network; a single address without its bits.
+pub fn shown(network: IpNet) -> String {
+    match network.prefix_len() == network.max_prefix_len() {
+        true => network.addr().to_string(),
+        false => network.to_string(),
     }
 }
 

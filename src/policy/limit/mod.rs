@@ -4,6 +4,7 @@
 //! time by one GCRA meter for each rule and key; different values by a sketch.
 
 pub mod dimension;
+mod explain;
 pub mod params;
 pub mod penalty;
 
@@ -265,9 +266,10 @@ impl Limit {
             (Count::Connections, Event::Connect) if cx.arrival == Arrival::Counted => None,
             // Nobody would give the place back.
             (Count::Sessions, _) if cx.ends == Ends::Unseen => None,
-            (Count::UnknownRecipients, Event::Recipient { fate: Fate::Unknown, .. }) => {
-                Some(Part::Counted)
-            }
+            (
+                Count::UnknownRecipients,
+                Event::Recipient { fate: Fate::Unknown | Fate::Doomed, .. },
+            ) => Some(Part::Counted),
             (_, Event::Recipient { fate: Fate::Unknown | Fate::Rejected, .. }) => None,
             // The MTA has answered that recipient; we act at whatever comes next.
             (
@@ -516,7 +518,7 @@ impl Limits {
     }
 }
 
-impl Signal for Limits {
+impl Signal for Arc<Limits> {
     fn name(&self) -> &'static str {
         "limit"
     }
@@ -528,7 +530,7 @@ impl Signal for Limits {
     fn assess(&self, cx: &Context<'_>, ledger: &Ledger, round: &mut Round) {
         let exempt = round.exemption().is_some();
         for (limit, part, key) in self.concerned(cx, exempt) {
-            if part == Part::Counted || Self::charged_already(limit, key, ledger) {
+            if part == Part::Counted || Limits::charged_already(limit, key, ledger) {
                 continue;
             }
             if let Some(refusal) = self.assess_one(limit, key, cx) {
@@ -554,7 +556,7 @@ impl Signal for Limits {
             }
             // Nothing is charged for what is refused, unless attempts are what counts.
             let counts = decision.passes() || limit.charging == Charging::Attempts;
-            if counts && !Self::charged_already(limit, key, ledger) {
+            if counts && !Limits::charged_already(limit, key, ledger) {
                 self.count(limit, key, cx, ledger);
             }
         }

@@ -1,0 +1,149 @@
+//! What an administrator asks of one client: to explain it, to forget it, to let it through.
+//!
+//! Explaining assesses and never settles: nothing is changed by it. Beside the mail path.
+
+use std::cell::OnceCell;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ipnet::IpNet;
+use tracing::info;
+
+use super::Engine;
+use super::recent::{Decided, Recalled};
+use super::session::{Id, Visitor};
+use super::{Door, Speak};
+use crate::clock::Time;
+use crate::meter::table::Full;
+use crate::policy::Policy;
+use crate::policy::allowed::Entry;
+use crate::policy::explain::{Explained, Forgotten};
+use crate::policy::keys::Keys;
+use crate::policy::signal::{Arrival, Asked, Ends};
+use crate::smtp::address::{Address, ClientText};
+use crate::smtp::client::Client;
+use crate::smtp::event::{Event, Fate};
+use crate::smtp::transaction::Transaction;
+
+impl Engine {
+    /// Everything that is known of a client by its address. Its name is the one that the last
+    /// decision about it has told.
+    pub fn explain(&self, address: IpAddr) -> Explained {
+        let now = self.clock.now();
+        let policy = self.policy.load();
+        let visitor = self.visitor(&policy, self.client(address), "".into());
+        let event = Event::Connect;
+        let cx = visitor.context(&policy, now, &event, None);
+        policy.explain(&cx, &cx)
+    }
+
+    /// The decision of this id as it was told, and everything that is known of its client now;
+    /// nothing if it is not among the last [`super::recent::MOST`].
+    pub fn explain_decision(&self, id: &str) -> Option<(Recalled, Explained)> {
+        let id = Id::parse(id)?;
+        let decided = self.recent.find(id.0)?;
+        let (now, policy) = (self.clock.now(), self.policy.load());
+        let visitor = self.visitor(&policy, decided.client(), decided.listener.clone());
+        let transaction = decided.sender.as_deref().map(|s| Transaction::new(address(s), None));
+        let begins = Event::Connect;
+        let alone = visitor.context(&policy, now, &begins, None);
+        // So that neither is asked for with an envelope, which would count as a sighting.
+        let _ = (alone.seen(), alone.standing());
+        let event = match &decided.recipient {
+            Some(recipient) => {
+                Event::Recipient { address: address(recipient), fate: Fate::Offered }
+            }
+            None => Event::Connect,
+        };
+        let all = visitor.context(&policy, now, &event, transaction.as_ref());
+        let explained = policy.explain(&alone, &all);
+        Some((decided.recalled(id.to_string()), explained))
+    }
+
+    /// Forgets what is known of a client, as far as it is kept under the client alone.
+    pub fn forget(&self, address: IpAddr) -> Forgotten {
+        let (now, policy) = (self.clock.now(), self.policy.load());
+        let visitor = self.visitor(&policy, self.client(address), "".into());
+        let event = Event::Connect;
+        policy.forget(&visitor.context(&policy, now, &event, None))
+    }
+
+    /// Exempts a network until that moment, as if it stood on the allowlist.
+    pub fn allow(&self, network: IpNet, until: Time) -> Result<(), Full> {
+        self.memory.allowed.begin(network, until, self.clock.now())
+    }
+
+    /// Ends that; whether there was anything to end.
+    pub fn allow_no_more(&self, network: IpNet) -> bool {
+        self.memory.allowed.end(network)
+    }
+
+    /// Everything that is allowed by hand now.
+    pub fn allowed(&self) -> Vec<Entry> {
+        self.memory.allowed.all(self.clock.now())
+    }
+
+    /// Until when behaviour only watches because the database is new.
+    pub fn learning_until(&self) -> Option<Time> {
+        self.policy.load().learning_until(self.clock.now())
+    }
+
+    /// Tells that behaviour only watches, and when that ends; each once.
+    pub fn tell_learning(&self) {
+        let until = self.learning_until();
+        let told = until.map_or(0, Time::as_nanos);
+        let before = self.told_learning.swap(told, Ordering::Relaxed);
+        match until {
+            Some(until) if before != told => info!(%until, "behaviour only watches"),
+            None if before != 0 => info!("behaviour watches no more: its settings hold"),
+            _ => {}
+        }
+    }
+
+    /// A client of whom nothing but the address is known, and perhaps the name.
+    fn client(&self, address: IpAddr) -> Client {
+        let client = Client::new(address);
+        match self.recent.name(client.address()) {
+            Some(name) => client.named(&name),
+            None => client.of_unsure_name(),
+        }
+    }
+
+    fn visitor(&self, policy: &Policy, client: Client, listener: Arc<str>) -> Visitor {
+        Visitor {
+            network: policy.network(client.address()),
+            pool: OnceCell::new(),
+            earned: OnceCell::new(),
+            shows: OnceCell::new(),
+            asked: Asked::default(),
+            keys: Keys::default(),
+            arrival: Arrival::Open,
+            client,
+            door: Door {
+                address: listener.clone(),
+                listener,
+                speak: Speak::default(),
+                ends: Ends::Seen,
+                rehearsal: true,
+            },
+        }
+    }
+}
+
+impl Decided {
+    fn client(&self) -> Client {
+        let client = Client::new(self.client);
+        let mut client = match &self.name {
+            Some(name) => client.named(name),
+            None => client.of_unsure_name(),
+        };
+        let text = |text: &Option<Box<str>>| text.as_ref().map(|t| ClientText::new(t.as_bytes()));
+        (client.helo, client.user) = (text(&self.helo), text(&self.user));
+        client
+    }
+}
+
+fn address(text: &str) -> Address {
+    Address::new(text.as_bytes())
+}

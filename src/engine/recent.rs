@@ -1,0 +1,189 @@
+//! The last decisions that were told, so that one can be explained by its id.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Time;
+use crate::policy::decision::Why;
+use crate::setting::Mode;
+use crate::smtp::event::Kind;
+
+/// Decisions that are remembered. Of one more, the oldest is forgotten. At some 500 bytes each, and
+/// 2 KiB at most, they take 2 to 8 MiB.
+pub const MOST: usize = 4_096;
+
+/// Texts are cut to so many bytes.
+const LONGEST: usize = 256;
+
+/// The last decisions. Bound: [`MOST`].
+#[derive(Default)]
+pub(super) struct Recent(Mutex<VecDeque<Decided>>);
+
+/// One decision. What is to be read of it is made only when somebody asks.
+#[derive(Clone)]
+pub(super) struct Decided {
+    pub id: u64,
+    pub at: Time,
+    pub event: Kind,
+    pub client: IpAddr,
+    pub name: Option<Box<str>>,
+    pub helo: Option<Box<str>>,
+    pub user: Option<Box<str>>,
+    pub listener: Arc<str>,
+    pub sender: Option<Box<str>>,
+    pub recipient: Option<Box<str>>,
+    pub mode: Mode,
+    pub action: &'static str,
+    pub why: Why,
+    pub limit: Option<Arc<str>>,
+    pub wait: Duration,
+    pub reply: Option<Box<str>>,
+}
+
+/// A text, cut.
+pub(super) fn cut(text: &str) -> Box<str> {
+    text[..text.floor_char_boundary(LONGEST)].into()
+}
+
+/// A decision as it was told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Recalled {
+    /// Its id.
+    pub id: String,
+    /// When it was told.
+    pub at: Time,
+    /// The event at which the client heard of it.
+    pub event: String,
+    /// The client's address.
+    pub client: IpAddr,
+    /// Its forward-confirmed name.
+    pub name: Option<String>,
+    /// Its HELO name.
+    pub helo: Option<String>,
+    /// The name it had authenticated as.
+    pub user: Option<String>,
+    /// The listener by which it came.
+    pub listener: String,
+    /// The envelope sender; empty for the null sender.
+    pub sender: Option<String>,
+    /// The envelope recipient.
+    pub recipient: Option<String>,
+    /// Whether the rule acted; in shadow the event passed.
+    pub mode: Mode,
+    /// What the rule did, or would have done.
+    pub action: String,
+    /// Why.
+    pub reason: String,
+    /// The limit that spoke, if it was one.
+    pub limit: Option<String>,
+    /// What was measured.
+    pub value: String,
+    /// What it was measured against.
+    pub threshold: String,
+    /// How long it had to wait, in milliseconds.
+    pub wait_ms: u64,
+    /// What was said, if anything was.
+    pub reply: Option<String>,
+}
+
+impl Recent {
+    /// Remembers a decision. One that is repeated at every command counts once.
+    pub(super) fn push(&self, decided: Decided) {
+        let mut recent = self.lock();
+        if recent.back().is_some_and(|last| last.id == decided.id) {
+            return;
+        }
+        if recent.len() >= MOST {
+            recent.pop_front();
+        }
+        recent.push_back(decided);
+    }
+
+    /// The decision of this id, if it is among the last.
+    pub(super) fn find(&self, id: u64) -> Option<Decided> {
+        self.lock().iter().rev().find(|decided| decided.id == id).cloned()
+    }
+
+    /// The name of a client, as the last decision about it has it.
+    pub(super) fn name(&self, client: IpAddr) -> Option<Box<str>> {
+        let recent = self.lock();
+        let of_it = recent.iter().rev().find(|decided| decided.client == client);
+        of_it.and_then(|decided| decided.name.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Decided>> {
+        // Nothing in here is left half-done by a panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Decided {
+    pub(super) fn recalled(self, id: String) -> Recalled {
+        let text = |text: Option<Box<str>>| text.map(String::from);
+        Recalled {
+            id,
+            at: self.at,
+            event: self.event.name().to_owned(),
+            client: self.client,
+            name: text(self.name),
+            helo: text(self.helo),
+            user: text(self.user),
+            listener: (*self.listener).to_owned(),
+            sender: text(self.sender),
+            recipient: text(self.recipient),
+            mode: self.mode,
+            action: self.action.to_owned(),
+            reason: self.why.reason().name().to_owned(),
+            limit: self.limit.map(|limit| (*limit).to_owned()),
+            value: self.why.value().to_string(),
+            threshold: self.why.threshold().to_string(),
+            wait_ms: self.wait.as_nanos().div_ceil(1_000_000) as u64,
+            reply: text(self.reply),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decided(id: u64) -> Decided {
+        Decided {
+            id,
+            at: Time::default(),
+            event: Kind::Mail,
+            client: [192, 0, 2, 7].into(),
+            name: None,
+            helo: None,
+            user: None,
+            listener: "".into(),
+            sender: None,
+            recipient: None,
+            mode: Mode::Enforce,
+            action: "close",
+            why: Why::Penalty { offences: 1 },
+            limit: None,
+            wait: Duration::ZERO,
+            reply: None,
+        }
+    }
+
+    #[test]
+    fn the_oldest_is_forgotten_and_a_repetition_takes_no_room() {
+        let recent = Recent::default();
+        (0..=MOST as u64).for_each(|id| (0..3).for_each(|_| recent.push(decided(id))));
+        assert!(recent.find(0).is_none() && recent.find(1).is_some());
+        assert_eq!(recent.lock().len(), MOST);
+    }
+
+    #[test]
+    fn texts_are_cut_between_letters() {
+        assert_eq!(cut("kurz"), "kurz".into());
+        assert_eq!(cut(&"ü".repeat(300)).len(), LONGEST);
+        assert_eq!(cut(&("x".to_owned() + &"ü".repeat(300))).len(), LONGEST - 1);
+    }
+}

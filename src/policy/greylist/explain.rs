@@ -1,0 +1,55 @@
+//! What greylisting makes of a client, for people; and how it forgets one.
+
+use super::{Acquaintance, Dimension, Greylist};
+use crate::policy::explain::{Forgotten, Greylisted};
+use crate::policy::signal::Context;
+
+impl Greylist {
+    /// What is known of a client, and of a triplet where the context has one. Reads only.
+    pub(in crate::policy) fn explain(&self, cx: &Context<'_>) -> Greylisted {
+        let proven = self.proven.read(self.client(cx), |proven| proven.copied());
+        let proven = proven.filter(|proven| proven.until > cx.now);
+        let passes = proven.map_or(0, |proven| proven.passes);
+        let crowd = self.crowds.read(self.crowd(cx), |crowd| crowd.copied());
+        let pending = crowd.filter(|crowd| crowd.until() > cx.now).map_or(0, |c| c.stored);
+        let triplet = cx.sender().and(cx.recipient()).map(|_| match self.acquaintance(cx) {
+            Acquaintance::Known { until } => format!("known until {until}"),
+            Acquaintance::Back => "has waited long enough: it passes".to_owned(),
+            Acquaintance::Waiting { first } => {
+                format!("waits since {first}; it may come back at {}", first + self.delay)
+            }
+            Acquaintance::New => "a first contact".to_owned(),
+        });
+        Greylisted {
+            mode: self.mode,
+            applies: self.applies(cx),
+            passes,
+            proven_after: self.proven_after,
+            proven_until: proven.filter(|p| p.passes >= self.proven_after).map(|p| p.until),
+            pending,
+            max_pending: self.max_pending_per_network,
+            triplet,
+        }
+    }
+
+    /// Forgets that a client is proven, and how many of its first contacts wait.
+    pub(in crate::policy) fn forget(&self, cx: &Context<'_>, to: &mut Forgotten) {
+        let proven = self.proven.take(self.client(cx)).is_some();
+        let crowd = self.crowds.take(self.crowd(cx)).is_some();
+        let mut said = |known: bool, what: &str| match known {
+            true => to.forgotten.push(format!("greylist: {what}")),
+            false => to.left.push(format!("greylist: {what}: nothing was known")),
+        };
+        said(proven, "how often it has come back");
+        said(crowd, "how many first contacts of its network wait");
+        // Where an envelope belongs to the key, it cannot be made without one.
+        if self.per.iter().any(|d| matches!(d, Dimension::Sender | Dimension::Recipient)) {
+            let text = "greylist: its triplets, which are found by sender and recipient only";
+            to.left.push(text.to_owned());
+        } else {
+            let triplet = self.triplet(cx);
+            let waits = self.pending.take(triplet).is_some();
+            said(self.passed.take(triplet).is_some() || waits, "its acquaintance");
+        }
+    }
+}
