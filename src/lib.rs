@@ -6,7 +6,7 @@
 //! ```text
 //! bytes ─ front ─▶ Event                                  what happened, as a value
 //!                    │  engine: now = clock.now(), once
-//!   policy.assess    │  access ▸ limits ▸ greylist         reads only
+//!   policy.assess    │  access ▸ maintenance ▸ load ▸ limits ▸ greylist ▸ behaviour   reads only
 //!                    ▼
 //!                Decision { action, reasons, wait, shadowed }
 //!   policy.settle    │                                     the only writer
@@ -15,8 +15,8 @@
 //! ```
 //!
 //! From event to answer everything is synchronous and knows no socket, no file and no clock. What
-//! happens beside that path (forgetting what has faded, metrics, reading settings again) happens
-//! on another thread.
+//! happens beside that path (forgetting what has faded, metrics, reading settings again, sensors of
+//! the load, the control socket, what is kept on disk) happens on other threads.
 //!
 //! # The modules, lowest first
 //!
@@ -59,6 +59,11 @@
 //! - The state of limits is kept as absolute times and so may be older than a crash; what is read
 //!   back is joined with what has changed meanwhile by [`meter::record::Stored::fold`], for which
 //!   neither order nor repetition matters.
+//! - Who has written to whom is kept beside the triplets in a table of its own: pairs are made by
+//!   single messages, and would push out what waits. What becomes of deferrals is kept by mail
+//!   system where it has a name, since another of its hosts may bring the retry.
+//! - Behaviour is the last to settle, since it takes in what greylisting has seen; it is asked
+//!   through [`policy::signal::Context::score`] by whoever needs it, once an event.
 //! - Log lines go to standard error through a bounded queue, also under systemd: journald's own
 //!   protocol would make the mail path wait for a journal that is stuck.
 //!
