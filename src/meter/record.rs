@@ -2,8 +2,8 @@
 
 use std::marker::PhantomData;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::clock::Time;
@@ -73,6 +73,41 @@ impl<R: Stored> Stored for Box<R> {
 
     fn fold(&mut self, other: Self) {
         (**self).fold(*other);
+    }
+}
+
+/// That something holds until then, and nothing else. Where it is `LASTING`, what is new never takes
+/// its place in a full table; else the one goes first that is over first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Until<const LASTING: bool> {
+    /// When it is over.
+    pub until: Time,
+}
+
+impl<const LASTING: bool> Record for Until<LASTING> {
+    fn forgettable(&self, now: Time) -> bool {
+        self.until <= now
+    }
+
+    fn worth(&self) -> Worth {
+        if LASTING { Worth::Lasting } else { Worth::Fleeting(self.until.as_nanos()) }
+    }
+}
+
+impl<const LASTING: bool> Stored for Until<LASTING> {
+    fn encode(&self, bytes: &mut Vec<u8>) {
+        put_time(bytes, self.until);
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut parts = Parts::of(bytes);
+        let read = Self { until: parts.time()? };
+        parts.end(read)
+    }
+
+    fn fold(&mut self, other: Self) {
+        self.until = self.until.max(other.until);
     }
 }
 

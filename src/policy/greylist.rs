@@ -20,7 +20,7 @@ use super::standing::Standing;
 use super::when::When;
 use crate::clock::Time;
 use crate::meter::key::{Key, Secret};
-use crate::meter::record::{Parts, Record, Stored, Worth, put_time};
+use crate::meter::record::{Parts, Record, Stored, Until, Worth, put_time};
 use crate::meter::table::{Kept, Size, Table};
 use crate::meter::units::Span;
 use crate::setting::{Complaint, Mode};
@@ -259,11 +259,7 @@ struct Pending {
 }
 
 /// A triplet that has come back.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Passed {
-    until: Time,
-}
+type Passed = Until<false>;
 
 /// A client whose triplets have come back.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
@@ -348,7 +344,6 @@ macro_rules! forgettable_at_until {
 forgettable_at_until! {
     // The oldest has had the most time to come back.
     Pending: |it| Worth::Fleeting(it.first.as_nanos());
-    Passed: |it| Worth::Fleeting(it.until.as_nanos());
     Contact: |it| Worth::Fleeting(u64::from(it.good) << 63 | it.until.as_nanos() >> 1);
     Proven: |it| if it.enough {
         Worth::Lasting
@@ -371,22 +366,6 @@ impl Stored for Pending {
 
     fn fold(&mut self, other: Self) {
         *self = Self { first: self.first.min(other.first), until: self.until.max(other.until) };
-    }
-}
-
-impl Stored for Passed {
-    fn encode(&self, bytes: &mut Vec<u8>) {
-        put_time(bytes, self.until);
-    }
-
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let mut parts = Parts::of(bytes);
-        let read = Self { until: parts.time()? };
-        parts.end(read)
-    }
-
-    fn fold(&mut self, other: Self) {
-        self.until = self.until.max(other.until);
     }
 }
 

@@ -13,48 +13,15 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use super::signal::Context;
 use crate::clock::Time;
 use crate::meter::key::{Key, Secret};
-use crate::meter::record::{Parts, Record, Stored, Worth, put_time};
+use crate::meter::record::{Record, Until};
 use crate::meter::table::Table;
 use crate::smtp::client::{Network, Prefixes};
 
-/// What is kept under one of the keys.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Imported {
-    /// When it is forgotten.
-    pub until: Time,
-}
-
-impl Record for Imported {
-    fn forgettable(&self, now: Time) -> bool {
-        self.until <= now
-    }
-
-    fn worth(&self) -> Worth {
-        Worth::Fleeting(self.until.as_nanos())
-    }
-}
-
-impl Stored for Imported {
-    fn encode(&self, bytes: &mut Vec<u8>) {
-        put_time(bytes, self.until);
-    }
-
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let mut parts = Parts::of(bytes);
-        let read = Self { until: parts.time()? };
-        parts.end(read)
-    }
-
-    fn fold(&mut self, other: Self) {
-        self.until = self.until.max(other.until);
-    }
-}
+/// What is kept under one of the keys: until when it is remembered.
+pub type Imported = Until<false>;
 
 /// Something that was known, in the words of who knew it. Letters are in lower case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

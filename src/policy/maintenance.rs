@@ -6,14 +6,12 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use super::access::Lists;
 use super::decision::{Decision, Refusal, Why};
 use super::signal::{Context, Ends, Ledger, Round, Signal};
 use crate::clock::Time;
 use crate::meter::key::{Key, Secret};
-use crate::meter::record::{Parts, Record, Stored, Worth, put_time};
+use crate::meter::record::Until;
 use crate::meter::table::{Full, Kept, Size, Table};
 use crate::setting::Mode;
 use crate::smtp::event::Event;
@@ -70,36 +68,7 @@ pub struct Memory {
 const MOST_CLOSED: usize = 256;
 
 /// What holds until when.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-struct Said {
-    until: Time,
-}
-
-impl Record for Said {
-    fn forgettable(&self, now: Time) -> bool {
-        self.until <= now
-    }
-
-    fn worth(&self) -> Worth {
-        Worth::Lasting
-    }
-}
-
-impl Stored for Said {
-    fn encode(&self, bytes: &mut Vec<u8>) {
-        put_time(bytes, self.until);
-    }
-
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let mut parts = Parts::of(bytes);
-        let read = Self { until: parts.time()? };
-        parts.end(read)
-    }
-
-    fn fold(&mut self, other: Self) {
-        self.until = self.until.max(other.until);
-    }
-}
+type Said = Until<true>;
 
 impl Memory {
     pub(super) fn new(secret: &Secret) -> Self {
