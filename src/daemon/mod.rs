@@ -36,7 +36,7 @@ use crate::meter::key::Secret;
 use crate::policy::Memory;
 use crate::setting::{Complaint, OrNone, Severity};
 use crate::store::Fault;
-use crate::store::folder::{Folder, Refused};
+use crate::store::folder::{Folder, Refused, random_bytes};
 use crate::store::keeper::Keeper;
 use crate::telemetry::Failure;
 
@@ -128,7 +128,7 @@ fn run(settings: Settings, named: Named, file: &Path, logging: &Logging) -> Resu
     let folder = open_state(&settings.state, named)?;
     let secret = match &folder {
         Some(folder) => folder.secret().clone(),
-        None => random_secret().map_err(system("no random numbers"))?,
+        None => Secret::new(random_bytes().map_err(system("no random numbers"))?),
     };
     let engine = build(&settings, &secret)?;
     let begun = folder.as_ref().map_or_else(|| SystemClock.now(), Folder::begun);
@@ -252,12 +252,6 @@ fn keep(folder: Folder, engine: &Arc<Engine>, state: &config::State) -> io::Resu
     let tables = engine.memory().kept().map(|(name, _)| name).collect();
     let home = Box::new(folder.with_tables(tables));
     Keeper::start(home, engine.clone(), state.flush.duration())
-}
-
-fn random_secret() -> io::Result<Secret> {
-    let mut secret = [0; 16];
-    rustix::rand::getrandom(&mut secret, rustix::rand::GetRandomFlags::empty())?;
-    Ok(Secret::new(secret))
 }
 
 fn build(settings: &Settings, secret: &Secret) -> Result<Arc<Engine>, Trouble> {

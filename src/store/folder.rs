@@ -260,11 +260,17 @@ impl Identity {
 }
 
 fn new_identity(folder: &Path, now: Time) -> io::Result<Secret> {
-    let mut secret = [0; 16];
-    rustix::rand::getrandom(&mut secret, rustix::rand::GetRandomFlags::empty())?;
+    let secret = random_bytes()?;
     let secret = Secret::new(secret);
     write_identity(folder, &secret, now)?;
     Ok(secret)
+}
+
+/// What a new secret is made of.
+pub fn random_bytes() -> io::Result<[u8; 16]> {
+    let mut bytes = [0; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(bytes)
 }
 
 /// Written beside its place and then moved there, so that it is there whole or not at all.
