@@ -12,12 +12,14 @@ use crate::meter::key::Key;
 use crate::smtp::address::Address;
 use crate::smtp::client::Network;
 use crate::smtp::event::Event;
+use crate::smtp::pool;
 
 /// The keys of one session that have been asked for.
 #[derive(Debug, Default)]
 pub struct Keys {
     network: OnceCell<Key>,
     pool: OnceCell<Key>,
+    neighbourhood: OnceCell<Key>,
     /// Of the message under way.
     sender: OnceCell<Key>,
     /// The same, without what changes from message to message.
@@ -59,6 +61,13 @@ impl Context<'_> {
     /// The pool's.
     pub fn pool_key(&self) -> Key {
         *self.keys.pool.get_or_init(|| self.key("pool", &self.pool().octets()))
+    }
+
+    /// That of the networks that the client's is one of: what its neighbours share.
+    pub fn neighbourhood_key(&self) -> Key {
+        let make =
+            || self.key("neighbourhood", &pool::neighbourhood(self.client.address()).octets());
+        *self.keys.neighbourhood.get_or_init(make)
     }
 
     /// The sender's, from MAIL on.

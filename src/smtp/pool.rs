@@ -69,6 +69,11 @@ pub enum Pool {
 /// Internet routes by themselves, so each has one operator at least.
 const NEIGHBOURHOOD: Prefixes = Prefixes { ipv4: 24, ipv6: SITE };
 
+/// The neighbourhood of an address.
+pub fn neighbourhood(address: IpAddr) -> Network {
+    Network::of(address, NEIGHBOURHOOD)
+}
+
 impl Pool {
     /// The pool of this client: its organisational domain, or its neighbourhood if the name is
     /// generic, missing, or a public suffix itself.
@@ -79,7 +84,7 @@ impl Pool {
         };
         match domain {
             Some(domain) => Self::Domain(domain.into()),
-            None => Self::Network(Network::of(client.address(), NEIGHBOURHOOD)),
+            None => Self::Network(neighbourhood(client.address())),
         }
     }
 

@@ -34,9 +34,8 @@ use crate::meter::quota::{Quota, Unit};
 use crate::meter::table::{Kept, Size, Table};
 use crate::meter::units::Span;
 use crate::setting::{Complaint, Mode};
-use crate::smtp::client::{Network, Prefixes};
 use crate::smtp::event::{Event, Fate};
-use crate::smtp::pool::NameKind;
+use crate::smtp::pool::{NameKind, Pool};
 use crate::smtp::reply::{Action, Code};
 use crate::smtp::template::Template;
 
@@ -334,45 +333,34 @@ impl Behaviour {
         self.mode(cx.now) == Mode::Enforce && self.stage(cx.score().total) >= Stage::Suspect
     }
 
-    fn network_key(cx: &Context<'_>) -> Key {
-        cx.key("neighbourhood", &Self::neighbourhood(cx).octets())
-    }
-
     /// Whose deferrals are kept together: those of a mail system that has a name, since another of
     /// its hosts may bring the retry; else of the host.
     fn returns_key(cx: &Context<'_>) -> Key {
-        match NameKind::of(cx.client) {
-            NameKind::Known => cx.pool_key(),
-            NameKind::None | NameKind::Generic => cx.network_key(),
+        match cx.pool() {
+            Pool::Domain(_) => cx.pool_key(),
+            Pool::Network(_) => cx.network_key(),
         }
-    }
-
-    /// What a client's neighbours share: /24 and /48, as access networks and hosters give them out.
-    fn neighbourhood(cx: &Context<'_>) -> Network {
-        Network::of(cx.client.address(), Prefixes { ipv4: 24, ipv6: 48 })
     }
 
     /// What tells a message from others before it has a recipient: who brings it, its sender and
     /// its size.
     fn message(cx: &Context<'_>) -> Option<Key> {
-        let (sender, size) = match cx.event {
-            Event::Mail { sender, size, .. } => (sender, *size),
-            _ => cx.transaction.map(|transaction| (&transaction.sender, transaction.size))?,
+        let size = match cx.event {
+            Event::Mail { size, .. } => *size,
+            _ => cx.transaction?.size,
         };
         let size = cx.key("message", &size.unwrap_or(0).to_le_bytes());
-        let sender = cx.key("sender", sender.as_str().as_bytes());
-        Some(cx.pool_key().with(sender).with(size))
+        Some(cx.pool_key().with(cx.sender_key()?).with(size))
     }
 
     /// What tells a message from others that has been put off at a recipient.
     fn told(cx: &Context<'_>) -> Option<Key> {
-        let sender = cx.key("told", cx.sender()?.as_str().as_bytes());
-        Some(cx.pool_key().with(sender).with(cx.recipient_key()?))
+        Some(cx.pool_key().with(cx.sender_key()?).with(cx.recipient_key()?))
     }
 
     /// Under which a network's acquaintance with a recipient is remembered.
     fn pair(cx: &Context<'_>) -> Option<Key> {
-        cx.recipient_key().map(|recipient| Self::network_key(cx).with(recipient))
+        cx.recipient_key().map(|recipient| cx.neighbourhood_key().with(recipient))
     }
 
     /// What this event shows of its client.
@@ -384,7 +372,7 @@ impl Behaviour {
         let mut sender = self.memory.senders.read(cx.network_key(), |sender| {
             sender.map_or_else(Sender::default, |sender| (**sender).clone())
         });
-        let key = Self::network_key(cx);
+        let key = cx.neighbourhood_key();
         let mut network = self
             .memory
             .networks
@@ -412,11 +400,12 @@ impl Behaviour {
         self.triplets.has_met(message.with(message), now)
     }
 
-    /// Whether the score may have come to this by now, by what it was last: a glance, for all those
+    /// Whether the score may have come so far by now, by what it was last: a glance, for all those
     /// about whom there is nothing to say.
-    fn may_have(&self, cx: &Context<'_>, score: f64) -> bool {
+    fn may_be(&self, cx: &Context<'_>, stage: Stage) -> bool {
+        let from = self.from[stage as usize - 1];
         let last =
-            |sender: Option<&Box<Sender>>| sender.is_some_and(|s| s.last_score() + SLACK >= score);
+            |sender: Option<&Box<Sender>>| sender.is_some_and(|s| s.last_score() + SLACK >= from);
         self.memory.senders.read(cx.network_key(), last)
     }
 
@@ -442,7 +431,7 @@ impl Behaviour {
             session: cx.asked.in_session == 0,
             peer: peer(cx),
             domain: domain(cx),
-            organisation: cx.key("organisation", &cx.pool().octets()).to_u64(),
+            organisation: cx.pool_key().to_u64(),
             stranger: !known(Self::pair(cx)),
             exists,
             answered: known(cx.answer_key()),
@@ -534,23 +523,19 @@ impl Signal for Arc<Behaviour> {
     }
 
     fn assess(&self, cx: &Context<'_>, ledger: &Ledger, round: &mut Round) {
-        let from = match cx.event {
+        let (from, may_be) = match cx.event {
             // At EHLO for those only who may try now and then.
-            Event::Connect => Stage::Extreme,
-            Event::Mail { .. } => Stage::Abnormal,
+            Event::Connect => (Stage::Extreme, self.may_be(cx, Stage::Extreme)),
+            Event::Mail { .. } => (Stage::Abnormal, self.may_be(cx, Stage::Abnormal)),
             Event::Recipient { .. } => {
                 // Asked before anybody settles, who would change what it shows.
                 let calm = self.stage(cx.score().total) == Stage::Calm;
                 // What greylisting puts off costs nothing, and neither do further recipients.
-                if calm || ledger.paid || round.refuses() {
-                    return;
-                }
-                Stage::Suspect
+                (Stage::Suspect, !calm && !ledger.paid && !round.refuses())
             }
             _ => return,
         };
-        let unheard = matches!(cx.event, Event::Recipient { .. });
-        if (unheard || self.may_have(cx, self.from[from as usize - 1]))
+        if may_be
             && let Some((refusal, stage)) = self.refusal(cx)
             && stage >= from
         {
@@ -589,7 +574,7 @@ impl Behaviour {
     /// A message is asked for by a client that has to keep a pace: the bucket is as of now.
     fn settle_mail(&self, cx: &Context<'_>, decision: &Decision, ledger: &mut Ledger) {
         (ledger.paced, ledger.paid) = (false, false);
-        if cx.rehearsal || !self.may_have(cx, self.from[0]) {
+        if cx.rehearsal || !self.may_be(cx, Stage::Suspect) {
             return;
         }
         let look = self.look(cx);
@@ -599,7 +584,7 @@ impl Behaviour {
         }
         if shared {
             let change = |network: &mut Neighbourhood| network.pace = pace;
-            self.memory.networks.write_known(Self::network_key(cx), change);
+            self.memory.networks.write_known(cx.neighbourhood_key(), change);
         }
         // What is put off here shows no recipient. It counts all the same, once, or who sends more
         // than it may would soon look as if it had sent nothing.
@@ -688,7 +673,7 @@ impl Behaviour {
             });
         }
         if is_new == Ok(true) || shared {
-            let _ = self.memory.networks.write(Self::network_key(cx), cx.now, |network| {
+            let _ = self.memory.networks.write(cx.neighbourhood_key(), cx.now, |network| {
                 network.fade(cx.now);
                 if is_new == Ok(true) {
                     network.see(&sighting);
