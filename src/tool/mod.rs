@@ -1,6 +1,7 @@
 //! What an administrator runs beside the daemon.
 
 pub mod check;
+pub mod command;
 pub mod ctl;
 mod explain;
 pub mod foreign;

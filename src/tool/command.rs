@@ -1,0 +1,232 @@
+//! The command line: every subcommand and every option, once. `--help`, the manual pages and the
+//! completions of shells are made from it; what is done with it is told by `main.rs`.
+//!
+//! What has no documentation here takes its help from elsewhere: documenting it would change that.
+
+#![allow(missing_docs)]
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::clock::Time;
+use crate::front::control::protocol::Request;
+use crate::meter::units::Span;
+
+/// Where the settings are when nobody says otherwise.
+pub const DEFAULT_FILE: &str = "/etc/postpone/postpone.toml";
+
+/// Tells the wrong sender, for a stated reason and time, to come back later.
+///
+/// A milter beside Postfix or Sendmail that counts what each client does and answers with
+/// temporary rejections when its policy is exceeded.
+#[derive(Parser)]
+#[command(version)]
+pub struct Cli {
+    /// The settings file [default: /etc/postpone/postpone.toml, or built-in settings if there is
+    /// none].
+    #[arg(long, value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+    /// The control socket of the daemon, for `ctl` and `explain` [default: the one the settings file names].
+    #[arg(long, value_name = "PATH", global = true)]
+    pub socket: Option<PathBuf>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Serve MTAs until SIGTERM; SIGHUP reads the settings again.
+    Serve,
+    /// Say whether settings can be used. Exits with 78 if not.
+    Check {
+        /// Print the settings in force as TOML, every key spelled out.
+        #[arg(long)]
+        print: bool,
+    },
+    /// Play a recorded trace to the settings, under its own clock and from empty memory: one JSON
+    /// object a line in, what would have been said out.
+    Replay {
+        /// The trace; `-` is standard input.
+        #[arg(long, value_name = "FILE|-")]
+        events: PathBuf,
+    },
+    /// Examine, export or fill the state of a stopped daemon.
+    ///
+    /// The state is in the folder that `--path` names, else in that of the settings. Exits with 74
+    /// if it cannot be used: there is none, a daemon is using it, or a later version wrote it.
+    State {
+        #[command(subcommand)]
+        what: State,
+        /// The folder of the state [default: the settings' `state.path`].
+        #[arg(long, value_name = "DIR", global = true)]
+        path: Option<PathBuf>,
+    },
+    /// Ask the running daemon.
+    ///
+    /// It is found by `--socket`, else by `[control] socket` in the settings file. Root, the
+    /// daemon's own user, the owner of the socket and its group may ask. Exits with 69 if no
+    /// daemon answers, with 77 if it does not answer you.
+    #[command(subcommand)]
+    Ctl(Ctl),
+    /// Explain how a client stands, or a decision by its id.
+    ///
+    /// Says its standing, its score with every term, how fast it may send, what limits have counted,
+    /// what greylisting knows, and what would exempt it. Nothing is changed by asking. The daemon is
+    /// found as `ctl` finds it.
+    Explain {
+        /// The client's address, or the id that a reply or a log line has told.
+        #[arg(value_name = "CLIENT|ID")]
+        what: String,
+        #[command(flatten)]
+        shown: Shown,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum State {
+    /// Read everything, and say what is there and what is damaged. Exits with 65 if something is.
+    ///
+    /// No entry is changed.
+    Check,
+    /// Write all entries that have not faded as JSON, one to a line.
+    ///
+    /// The first line has the secret that keys are made with, which they mean nothing without. So
+    /// an export is as confidential as the folder itself; a FILE is made readable to its owner
+    /// only.
+    Export {
+        /// Where to; `-` is standard output. A file is replaced when the new one is whole.
+        #[arg(default_value = "-")]
+        file: PathBuf,
+    },
+    /// Take in what an export, postgrey or sqlgrey knows.
+    ///
+    /// What is there is kept: of what both know, the stronger holds. So nothing is lost, and to
+    /// import twice is as good as once. At a line that cannot be read it stops with 65; what came
+    /// before it is imported.
+    ///
+    /// Of exports: one made with another secret is taken only where there are no entries yet, as
+    /// in a new folder, which is made.
+    ///
+    /// Of postgrey: text that db_dump makes (Debian's package db5.3-util), of one database and
+    /// then of the other. Without -h, what postgrey has not sorted in yet is missing:
+    ///
+    ///     db5.3_dump -h /var/lib/postgrey -p postgrey.db | postpone state import -
+    ///     db5.3_dump -h /var/lib/postgrey -p postgrey_clients.db | postpone state import -
+    ///
+    /// Of sqlgrey: what dumps its database as SQL, so one of
+    ///
+    ///     sqlite3 /var/lib/sqlgrey/sqlgrey.db .dump | postpone state import -
+    ///     mysqldump sqlgrey | postpone state import -
+    ///     pg_dump --inserts sqlgrey | postpone state import -
+    ///
+    /// Taken in is what has passed them: postgrey's triplets that had waited for
+    /// `greylist.delay`, its clients with `greylist.proven_after` passes, sqlgrey's senders and
+    /// domains. Each is forgotten `greylist.forget` after it was last seen there.
+    #[command(verbatim_doc_comment)]
+    Import {
+        /// Where from; `-` is standard input.
+        file: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum Ctl {
+    /// Show the load with its sensors, sessions, maintenance, decisions, tables and state.
+    Status(Shown),
+    /// Read the settings again, as SIGHUP does, and say what is wrong with them. A bad file
+    /// changes nothing; exits with 78 then.
+    Reload(Shown),
+    /// Put off new sessions for a while, or let them in again.
+    #[command(subcommand)]
+    Maintenance(Maintenance),
+    /// Forget how a client has behaved, what limits have counted under its network alone, and what
+    /// greylisting has learned of it; say what was left.
+    Forget {
+        /// Its address.
+        #[arg(value_name = "CLIENT")]
+        client: IpAddr,
+        #[command(flatten)]
+        shown: Shown,
+    },
+    /// Exempt a client for a while, as if it stood on the allowlist. It ends by itself, and outlives
+    /// a restart of the daemon. `ctl status` lists who is allowed.
+    Allow {
+        /// Its address, or a network: 192.0.2.0/24.
+        #[arg(value_name = "CLIENT")]
+        client: String,
+        /// How long: "12h", "7d"; 90d at most. Unless said, 7d.
+        #[arg(long = "for", value_name = "TIME", conflicts_with = "off")]
+        lasting: Option<Span>,
+        /// End it at once.
+        #[arg(long)]
+        off: bool,
+        #[command(flatten)]
+        shown: Shown,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum Maintenance {
+    /// Answer new sessions with 421 4.3.2 and the time that is left. Running ones may finish. It
+    /// ends by itself, and outlives a restart of the daemon.
+    ///
+    /// Clients in `[maintenance] allow` are served all the same. Said again, it gets another end.
+    On {
+        /// How long: "90s", "30m", "2h"; 7d at most. Unless said, an hour. Beyond 4h senders'
+        /// users are warned by their own hosts; after 4 or 5 days mail is given back.
+        #[arg(long = "for", value_name = "TIME", conflicts_with = "until")]
+        lasting: Option<Span>,
+        /// Until when, in RFC 3339: 2026-11-21T22:07:20Z, or with +01:00 in place of Z.
+        #[arg(long, value_name = "TIME")]
+        until: Option<Time>,
+        #[command(flatten)]
+        at: At,
+        #[command(flatten)]
+        shown: Shown,
+    },
+    /// End it at once: all of it, also what `[maintenance] until` has begun; or only what was
+    /// begun for one listener.
+    Off {
+        #[command(flatten)]
+        at: At,
+        #[command(flatten)]
+        shown: Shown,
+    },
+}
+
+#[derive(Args)]
+pub struct At {
+    /// Only sessions that come by this listener, named by its address in `[[listen]]`.
+    #[arg(long, value_name = "ADDRESS")]
+    pub listener: Option<String>,
+}
+
+#[derive(Args)]
+pub struct Shown {
+    /// Print one line of JSON, for programs.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Ctl {
+    /// What the daemon is asked, and how its answer is shown.
+    pub fn request(self) -> (Request, Shown) {
+        match self {
+            Self::Status(shown) => (Request::Status {}, shown),
+            Self::Reload(shown) => (Request::Reload {}, shown),
+            Self::Maintenance(Maintenance::On { lasting, until, at, shown }) => {
+                (Request::MaintenanceOn { lasting, until, listener: at.listener }, shown)
+            }
+            Self::Maintenance(Maintenance::Off { at, shown }) => {
+                (Request::MaintenanceOff { listener: at.listener }, shown)
+            }
+            Self::Forget { client, shown } => (Request::Forget { client }, shown),
+            Self::Allow { client, off: true, shown, .. } => (Request::AllowOff { client }, shown),
+            Self::Allow { client, lasting, off: false, shown } => {
+                (Request::Allow { client, lasting }, shown)
+            }
+        }
+    }
+}
