@@ -748,7 +748,9 @@ impl Sender {
                 let messages = f64::from(messages);
                 (x + messages * angle.cos(), y + messages * angle.sin())
             });
-            add(Term::Nightless, 1.2 * ramp(0.3 - x.hypot(y) / total, 0.0, 0.2) * new_week);
+            // Not by `hypot`: glibc's newest one is younger than EL 9.
+            let length = (x * x + y * y).sqrt();
+            add(Term::Nightless, 1.2 * ramp(0.3 - length / total, 0.0, 0.2) * new_week);
         }
 
         let contacts = ramp(new_week, 0.6, 1.0) * ramp(self.week.into(), 10.0, 60.0);
