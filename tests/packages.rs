@@ -1,0 +1,281 @@
+//! What a postmaster does with the packages that `make packages` has left in `packaging/out`: installs,
+//! upgrades, removes; and what Debian's and Red Hat's own tools say of them. In a Debian that boots its
+//! own systemd, with Debian's Postfix; `make test-packages` runs it.
+
+mod support;
+
+#[path = "packages/container.rs"]
+mod container;
+#[path = "packages/files.rs"]
+mod files;
+
+use container::{CLIENT, Container, GIVEN};
+use files::{Package, made};
+use support::wait_until;
+
+const SETTINGS: &str = r#"limit = []
+[server]
+hostname = "throttle.example.org"
+[greylist]
+mode = "enforce"
+delay = "1s"
+"#;
+const FILE: &str = "/etc/postpone/postpone.toml";
+
+/// A host with this package installed, these settings, and a Postfix that asks it.
+fn host(package: Package, name: &str) -> Container {
+    let container = Container::boot(made());
+    container.does(&package.install(name));
+    container.write(FILE, SETTINGS);
+    container.does(&format!("{}; systemctl restart postpone", package.enable()));
+    container.does("postpone setup postfix --apply");
+    container
+}
+
+/// A first message waits, and passes when it comes back as it was told.
+fn known(container: &Container) {
+    let told = container.send(CLIENT);
+    assert!(told.starts_with("451 4.7.1 throttle.example.org First contact; retry in "), "{told}");
+    wait_until("the retry to pass", || container.send(CLIENT).starts_with("250").then_some(()));
+}
+
+fn version(container: &Container, package: Package) -> String {
+    container.does(package.version()).trim().to_owned()
+}
+
+fn show(container: &Container, property: &str) -> String {
+    let shown = format!("systemctl show --value --property {property} postpone");
+    container.does(&shown).trim().to_owned()
+}
+
+fn the_first_hour(package: Package) {
+    let container = Container::boot(made());
+    let configuration = "cat /etc/postfix/main.cf /etc/postfix/master.cf | sha256sum";
+    let before = container.does(configuration);
+
+    let said = container.does(&package.install("new"));
+    assert!(said.contains("postpone setup postfix --apply"), "{said}");
+    assert_eq!(container.does(configuration), before);
+    container.does(package.enable());
+
+    assert_eq!(container.does("systemctl is-active postpone").trim(), "active");
+    let pid = show(&container, "MainPID");
+    assert_eq!(container.does(&format!("stat --format=%U /proc/{pid}")).trim(), "postpone");
+    for task in container.does(&format!("ls /proc/{pid}/task")).split_whitespace() {
+        let status = container.read(&format!("/proc/{pid}/task/{task}/status"));
+        for line in ["NoNewPrivs:\t1", "CapEff:\t0000000000000000", "CapPrm:\t0000000000000000"] {
+            assert!(status.contains(line), "{status}");
+        }
+    }
+    assert!(
+        show(&container, "StatusText").contains("serving"),
+        "{}",
+        show(&container, "StatusText")
+    );
+
+    container.write(FILE, SETTINGS);
+    container.does("systemctl reload postpone");
+    let shown = container.does("postpone setup postfix");
+    assert!(shown.contains("smtpd_milters"), "{shown}");
+    assert_eq!(container.does(configuration), before);
+    container.does("postpone setup postfix --apply");
+    known(&container);
+    container.until("test -s /var/mail/bob");
+
+    let journal = container.does("journalctl --unit=postpone --output=cat");
+    assert!(
+        journal.contains(&format!("reason=greylist mode=enforce event=rcpt client={CLIENT}")),
+        "{journal}"
+    );
+    let explained = container.does(&format!("postpone explain {CLIENT}"));
+    assert!(explained.contains(CLIENT), "{explained}");
+
+    container.does("postpone setup postfix --undo");
+    let milters = container.does("postconf -h smtpd_milters");
+    assert_eq!(milters.trim(), "");
+}
+
+#[test]
+fn the_first_hour_with_the_deb() {
+    the_first_hour(Package::Deb);
+}
+
+#[test]
+fn the_first_hour_with_the_rpm() {
+    the_first_hour(Package::Rpm);
+}
+
+fn an_upgrade_keeps_settings_and_state(package: Package) {
+    let container = host(package, "old");
+    known(&container);
+    let pid = show(&container, "MainPID");
+    assert_eq!(version(&container, package), files::OLD);
+
+    container.does(&package.upgrade("new"));
+    assert_eq!(version(&container, package), env!("CARGO_PKG_VERSION"));
+    assert_eq!(container.read(FILE), SETTINGS);
+    let offered = container.read(&format!("{FILE}{}", package.offered()));
+    assert_eq!(offered, files::reference());
+    container.until("systemctl is-active postpone");
+    assert_ne!(show(&container, "MainPID"), pid);
+    // Who was known before still is.
+    let told = container.send(CLIENT);
+    assert!(told.starts_with("250"), "{told}");
+}
+
+#[test]
+fn an_upgrade_keeps_settings_and_state_with_the_deb() {
+    an_upgrade_keeps_settings_and_state(Package::Deb);
+}
+
+#[test]
+fn an_upgrade_keeps_settings_and_state_with_the_rpm() {
+    an_upgrade_keeps_settings_and_state(Package::Rpm);
+}
+
+fn a_version_that_could_not_read_the_state_is_not_installed(package: Package) {
+    let container = host(package, "new");
+    known(&container);
+    container.does("systemctl stop postpone");
+    container.does("sed --in-place '1s/.*/postpone state 1000/' /var/lib/postpone/identity");
+
+    let said = container.refuses(&package.upgrade("old"));
+    assert!(said.contains("/var/lib/postpone has state of version 1000"), "{said}");
+    assert_eq!(version(&container, package), env!("CARGO_PKG_VERSION"));
+    assert_eq!(container.read(FILE), SETTINGS);
+    // Mail passes while it is away.
+    let told = container.send(CLIENT);
+    assert!(told.starts_with("250"), "{told}");
+}
+
+#[test]
+fn a_version_that_could_not_read_the_state_is_not_installed_by_dpkg() {
+    a_version_that_could_not_read_the_state_is_not_installed(Package::Deb);
+}
+
+#[test]
+fn a_version_that_could_not_read_the_state_is_not_installed_by_rpm() {
+    a_version_that_could_not_read_the_state_is_not_installed(Package::Rpm);
+}
+
+#[test]
+fn removed_the_deb_leaves_settings_and_state_and_purged_nothing() {
+    let fresh = Container::boot(made()).files();
+    let container = host(Package::Deb, "new");
+    known(&container);
+
+    let said = container.does("apt-get remove --yes postpone");
+    assert!(said.contains("Postfix still asks it"), "{said}");
+    container.refuses("systemctl is-active postpone");
+    container.does(&format!(
+        "test -e {FILE} && test -e /var/lib/postpone/identity && ! test -e /usr/bin/postpone"
+    ));
+    let told = container.send("192.0.2.7");
+    assert!(told.starts_with("250"), "{told}");
+
+    container.does("apt-get purge --yes postpone");
+    assert_eq!(container.files(), fresh);
+    container.refuses("getent passwd postpone || getent group postpone");
+}
+
+#[test]
+fn erased_the_rpm_leaves_settings_and_state() {
+    let container = host(Package::Rpm, "new");
+    container.does("rpm --erase postpone");
+    container.refuses("systemctl is-active postpone");
+    container.does(&format!("test -e {FILE}.rpmsave && test -e /var/lib/postpone/identity && ! test -e /usr/bin/postpone"));
+    let told = container.send(CLIENT);
+    assert!(told.starts_with("250"), "{told}");
+}
+
+#[test]
+fn a_reload_with_a_mistake_in_the_file_fails_and_changes_nothing() {
+    let container = host(Package::Deb, "new");
+    container.write(FILE, "[greylist]\nmode = \"on\"\n");
+    container.refuses("systemctl reload postpone");
+    let journal = container.does("journalctl --unit=postpone --output=cat");
+    assert!(journal.contains(&format!("{FILE}:2:")), "{journal}");
+    known(&container);
+}
+
+#[test]
+fn killed_or_hung_it_is_started_again_and_mail_passes_meanwhile() {
+    let container = host(Package::Deb, "new");
+    container.write(
+        "/etc/systemd/system/postpone.service.d/test.conf",
+        "[Service]\nWatchdogSec=2s\nRestartSec=1s\nTimeoutAbortSec=2s\n",
+    );
+    container.does("systemctl daemon-reload; systemctl restart postpone");
+    known(&container);
+    for signal in ["KILL", "STOP"] {
+        let pid = show(&container, "MainPID");
+        container.does(&format!("systemctl kill --kill-whom=main --signal={signal} postpone"));
+        let told = container.send("192.0.2.8");
+        assert!(told.starts_with("250"), "{told}");
+        wait_until("another process", || {
+            let now = show(&container, "MainPID");
+            (now != pid && now != "0").then_some(())
+        });
+        container.until("systemctl is-active postpone");
+    }
+    let journal = container.does("journalctl --unit=postpone --output=cat");
+    assert!(journal.contains("Watchdog timeout"), "{journal}");
+}
+
+#[test]
+fn with_the_socket_held_by_systemd_a_restart_refuses_no_session() {
+    let container = host(Package::Deb, "new");
+    known(&container);
+    // Whoever is not served is told, instead of passing.
+    container.does("postconf -e milter_default_action=tempfail && sed --in-place s/default_action=accept/default_action=tempfail/ /etc/postfix/main.cf && postfix reload");
+    container
+        .does("systemctl disable --now postpone.service && systemctl enable --now postpone.socket");
+
+    // The first session starts it.
+    let told = container.send(CLIENT);
+    assert!(told.starts_with("250"), "{told}");
+    container.does("systemctl is-active postpone.service");
+
+    container.does("systemctl --no-block restart postpone.service");
+    for _ in 0..5 {
+        let told = container.send(CLIENT);
+        assert!(told.starts_with("250"), "{told}");
+    }
+    let journal = container.does("journalctl --unit=postpone --output=cat");
+    assert!(journal.matches("stopped").count() >= 2, "{journal}");
+    let mail_log = container.does("journalctl --unit='postfix*' --output=cat");
+    assert!(!mail_log.contains("milter inet:127.0.0.1:7421: "), "{mail_log}");
+}
+
+#[test]
+fn the_queue_can_be_counted_with_the_drop_in_and_not_without() {
+    let container = host(Package::Deb, "new");
+    let settings = format!(
+        "{SETTINGS}[load]\nmode = \"enforce\"\n[load.queue]\npath = \"/var/spool/postfix\"\nelevated = 1000\n"
+    );
+    container.write(FILE, &settings);
+    container.does("systemctl restart postpone");
+    container.until("postpone ctl status | grep -i 'queue.*denied'");
+
+    let place = "/etc/systemd/system/postpone.service.d";
+    container.does(&format!(
+        "mkdir -p {place} && cp /usr/share/doc/postpone/examples/systemd/queue.conf {place}/"
+    ));
+    container.does("systemctl daemon-reload; systemctl restart postpone");
+    container.until("postpone ctl status | grep 'queue' | grep -v denied");
+    let pid = show(&container, "MainPID");
+    let status = container.read(&format!("/proc/{pid}/status"));
+    // CAP_DAC_READ_SEARCH is capability 2.
+    assert!(status.contains("CapEff:\t0000000000000004"), "{status}");
+}
+
+#[test]
+fn systemd_finds_the_units_sound_and_well_confined() {
+    let container = host(Package::Deb, "new");
+    let verified = container.does("systemd-analyze verify postpone.service postpone.socket");
+    assert_eq!(verified, "");
+    let analysed = container.does("systemd-analyze security --no-pager postpone.service");
+    let overall = analysed.lines().find(|line| line.contains("Overall exposure level")).unwrap();
+    let exposure: f64 = overall.split_whitespace().find_map(|word| word.parse().ok()).unwrap();
+    assert!(exposure <= 1.5, "{analysed}");
+}
