@@ -2,6 +2,9 @@
 //! upgrades, removes; and what Debian's and Red Hat's own tools say of them. In a Debian that boots its
 //! own systemd, with Debian's Postfix; `make test-packages` runs it.
 
+// What goes wrong has to fail the test at once.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 #[path = "packages/container.rs"]

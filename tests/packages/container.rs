@@ -3,7 +3,7 @@
 //! loopback of its own, and what is written goes with it: the folder it was made in stays as it was.
 
 // Nothing outside this test crate could reach it.
-#![allow(unreachable_pub)]
+#![allow(unreachable_pub, clippy::unwrap_used)]
 
 use std::fs;
 use std::io::ErrorKind;

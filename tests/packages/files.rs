@@ -2,7 +2,7 @@
 //! shipped, since no earlier version has been released.
 
 // Nothing outside this test crate could reach it.
-#![allow(unreachable_pub)]
+#![allow(unreachable_pub, clippy::unwrap_used)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
