@@ -3,6 +3,13 @@
 #   make demo    a private Postfix with postpone, and clients that are told to come back later
 #   make test    format, lints, documentation, and every test, those with a real Postfix too
 #
+# Three for who installs it:
+#
+#   make packages         a deb and an rpm, in packaging/out
+#   make test-packages    installs, upgrades and removes them in a Debian that boots, and builds them
+#                         once more to compare
+#   make install          installs it from here, below PREFIX (/usr/local), and DESTDIR if that is set
+#
 # And one for who changes what a score is made of:
 #
 #   make bench-detect    plays people, machines and bots to it: who is noticed, who is delayed
@@ -14,31 +21,43 @@
 
 export PATH := $(PATH):/usr/sbin:/sbin:$(HOME)/.cargo/bin
 
-.PHONY: help demo test bench-detect tools
+.PHONY: help demo test packages test-packages install bench-detect
 
 DETECT ?= ../shared/detect
 
 help:
 	@sed -n 's/^#   //p' Makefile
 
-demo: tools
+demo:
+	packaging/tools mail
 	packaging/demo/run
 
 # Benchmarks are compiled by clippy, and not run.
-test: tools
+test:
+	packaging/tools mail
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
 	cargo test --locked $(RUN_BY_ROOT)
+
+packages:
+	packaging/tools packages
+	packaging/packages
+
+test-packages: packages
+	packaging/tools test-packages
+	cargo test --locked --test packages $(RUN_BY_ROOT)
+	packaging/reproduce
+
+install:
+	cargo run --quiet --locked --example pages -- packaging/out/pages
+	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/install "$$(packaging/build)" packaging/out/pages
 
 # Cargo itself knows where it puts the program, and a name with blanks in it is left whole.
 bench-detect:
 	@test -f '$(DETECT)/bench.py' || { echo 'no bench.py in $(DETECT): say make bench-detect DETECT=FOLDER' >&2; exit 1; }
 	cargo build --locked --release --bin postpone
 	packaging/bench-detect '$(DETECT)' $(ARGS)
-
-tools:
-	packaging/tools
 
 ifneq ($(shell id -u),0)
 RUN_BY_ROOT := --config 'target."cfg(unix)".runner = ["sudo", "--preserve-env=TMPDIR"]'

@@ -12,9 +12,15 @@ mod container;
 #[path = "packages/files.rs"]
 mod files;
 
+use std::net::TcpStream;
+use std::process::Command;
+use std::sync::LazyLock;
+
 use container::{CLIENT, Container, GIVEN};
-use files::{Package, made};
-use support::wait_until;
+use files::{Package, checkout, files, made};
+use rustix::process::{Pid, Signal, kill_process};
+use support::milter::{Mta, helo, quit};
+use support::{Folder, free_port, wait_until};
 
 const SETTINGS: &str = r#"limit = []
 [server]
@@ -253,19 +259,17 @@ fn with_the_socket_held_by_systemd_a_restart_refuses_no_session() {
 #[test]
 fn the_queue_can_be_counted_with_the_drop_in_and_not_without() {
     let container = host(Package::Deb, "new");
-    let settings = format!(
-        "{SETTINGS}[load]\nmode = \"enforce\"\n[load.queue]\npath = \"/var/spool/postfix\"\nelevated = 1000\n"
-    );
-    container.write(FILE, &settings);
+    let queue = "[load.queue]\npath = \"/var/spool/postfix\"\nactive = { high = 1_000 }\n";
+    container.write(FILE, &format!("{SETTINGS}{queue}"));
     container.does("systemctl restart postpone");
-    container.until("postpone ctl status | grep -i 'queue.*denied'");
+    container.until("postpone ctl status | grep 'queue.active: off: .* closed to this user'");
 
     let place = "/etc/systemd/system/postpone.service.d";
     container.does(&format!(
         "mkdir -p {place} && cp /usr/share/doc/postpone/examples/systemd/queue.conf {place}/"
     ));
     container.does("systemctl daemon-reload; systemctl restart postpone");
-    container.until("postpone ctl status | grep 'queue' | grep -v denied");
+    container.until("postpone ctl status | grep 'queue.active: 0,'");
     let pid = show(&container, "MainPID");
     let status = container.read(&format!("/proc/{pid}/status"));
     // CAP_DAC_READ_SEARCH is capability 2.
@@ -275,10 +279,122 @@ fn the_queue_can_be_counted_with_the_drop_in_and_not_without() {
 #[test]
 fn systemd_finds_the_units_sound_and_well_confined() {
     let container = host(Package::Deb, "new");
-    let verified = container.does("systemd-analyze verify postpone.service postpone.socket");
+    let verified =
+        container.does("systemd-analyze verify --man=no postpone.service postpone.socket");
     assert_eq!(verified, "");
     let analysed = container.does("systemd-analyze security --no-pager postpone.service");
     let overall = analysed.lines().find(|line| line.contains("Overall exposure level")).unwrap();
     let exposure: f64 = overall.split_whitespace().find_map(|word| word.parse().ok()).unwrap();
     assert!(exposure <= 1.5, "{analysed}");
+}
+
+#[test]
+fn the_program_asks_for_no_newer_glibc_than_el_9_has() {
+    let symbols = sh("objdump -T deb/usr/bin/postpone; objdump -T rpm/usr/bin/postpone");
+    let version = |word: &str| -> Option<Vec<u32>> {
+        let numbers = word.trim_matches(['(', ')']).strip_prefix("GLIBC_")?;
+        numbers.split('.').map(|number| number.parse().ok()).collect()
+    };
+    let newest = symbols.split_whitespace().filter_map(version).max().unwrap();
+    assert!(newest <= vec![2, 34], "GLIBC {newest:?}");
+}
+
+#[test]
+fn the_tools_of_debian_and_red_hat_find_nothing_to_say() {
+    let (deb, rpm) = (files(Package::Deb), files(Package::Rpm));
+    let lintian =
+        sh(&format!("lintian --allow-root --fail-on error,warning '{}' 2>&1", deb.display()));
+    assert_eq!(lintian, "");
+    let config = checkout().join("packaging/rpm/rpmlint.toml");
+    let rpmlint = sh(&format!("rpmlint --config '{}' '{}'", config.display(), rpm.display()));
+    assert!(rpmlint.contains(" 0 errors, 0 warnings"), "{rpmlint}");
+}
+
+#[test]
+fn the_rpm_has_what_it_is_to_have_and_asks_for_what_el_9_has() {
+    let files = sh("rpm -qp --list new.rpm");
+    for file in [
+        FILE,
+        "/usr/bin/postpone",
+        "/usr/lib/systemd/system/postpone.service",
+        "/usr/lib/systemd/system/postpone.socket",
+        "/usr/lib/sysusers.d/postpone.conf",
+        "/usr/share/doc/postpone/README.md",
+        "/usr/share/doc/postpone/examples/sendmail.mc",
+        "/usr/share/licenses/postpone/LICENSE",
+        "/usr/share/licenses/postpone/notices",
+        "/usr/share/man/man1/postpone.1.gz",
+        "/usr/share/man/man5/postpone.toml.5.gz",
+        "/usr/share/man/man8/postpone.8.gz",
+    ] {
+        assert!(files.lines().any(|line| line == file), "{file}: {files}");
+    }
+    assert_eq!(sh("rpm -qp --configfiles new.rpm").trim(), FILE);
+    let needs = sh("rpm -qp --requires new.rpm");
+    for line in needs.lines() {
+        let known = ["/bin/sh", "config(postpone)", "libc.so.6", "libm.so.6", "libgcc_s.so.1"];
+        let known = known.iter().chain(&["ld-linux", "rpmlib(", "rtld(GNU_HASH)", "shadow-utils"]);
+        assert!(line == "systemd" || known.into_iter().any(|it| line.starts_with(it)), "{needs}");
+    }
+    let scripts = sh("rpm -qp --scripts new.rpm");
+    for script in ["preinstall", "postinstall", "preuninstall", "postuninstall"] {
+        assert!(scripts.contains(&format!("{script} scriptlet (using /bin/sh)")), "{scripts}");
+    }
+}
+
+#[test]
+fn the_rpm_runs_in_an_empty_root_with_nothing_but_the_libraries_it_asks_for() {
+    let root = Folder::new("root");
+    let place = root.path().display();
+    sh(&format!(
+        "rpm --root '{place}' --install --nodeps --noscripts new.rpm
+         ldd rpm/usr/bin/postpone | grep -o '/[^ ]*' | while read -r library; do
+             install -D \"$library\" '{place}'\"$library\"
+         done"
+    ));
+    let said = sh(&format!("chroot '{place}' postpone --version"));
+    assert_eq!(said.trim(), concat!("postpone ", env!("CARGO_PKG_VERSION")));
+    let (milter, http) = (free_port(), free_port());
+    root.write(
+        "etc/postpone/postpone.toml",
+        &format!(
+            "[[listen]]\nmilter = \"inet:127.0.0.1:{milter}\"\n[control]\nhttp = \"127.0.0.1:{http}\"\n"
+        ),
+    );
+    let mut daemon =
+        Command::new("chroot").arg(root.path()).args(["postpone", "serve"]).spawn().unwrap();
+    wait_until("the milter's port", || TcpStream::connect(("127.0.0.1", milter)).ok());
+    let mut mta = Mta::with_client(&format!("inet:127.0.0.1:{milter}"), CLIENT);
+    assert_eq!(mta.ask(&helo("mx.example.net")), "continue");
+    kill_process(Pid::from_child(&daemon), Signal::TERM).unwrap();
+    mta.tell(&quit());
+    assert!(daemon.wait().unwrap().success());
+    assert!(root.path().join("var/lib/postpone/identity").exists());
+}
+
+/// Says what a command says that is run in a folder with the packages, and with what is in
+/// them in `deb` and `rpm`.
+#[track_caller]
+fn sh(command: &str) -> String {
+    static UNPACKED: LazyLock<()> = LazyLock::new(|| {
+        let done = Command::new("bash")
+            .args(["-euo", "pipefail", "-c"])
+            .arg("dpkg-deb --extract new.deb deb; mkdir rpm; cd rpm; rpm2cpio ../new.rpm | cpio -id --quiet")
+            .current_dir(made())
+            .status();
+        assert!(done.unwrap().success());
+    });
+    LazyLock::force(&UNPACKED);
+    let output = Command::new("bash")
+        .args(["-euo", "pipefail", "-c", command])
+        .current_dir(made())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{command}: {said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    said
 }

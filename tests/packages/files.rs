@@ -123,13 +123,12 @@ fn pack_older(place: &Path) {
     };
     sh(r#"cd "$CHECKOUT"
         cp -r packaging conf README.md LICENSE Cargo.toml "$PLACE"
-        cargo run --quiet --locked --example pages -- "$PLACE/pages"
         dpkg-deb --extract "$DEB" "$PLACE/unpacked"
         cd "$PLACE"
         sed -i "0,/^version = /s/^version = .*/version = \"$OLD\"/" Cargo.toml
         sed -i "s/^## $VERSION - /## $OLD - /" packaging/CHANGELOG.md
         echo '# An older default.' >>conf/postpone.toml
-        packaging/pack unpacked/usr/bin/postpone pages out"#);
+        packaging/pack unpacked/usr/bin/postpone "$CHECKOUT/packaging/out/pages" out"#);
 }
 
 /// The settings that the package under test ships.
