@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::manual;
 use crate::clock::Time;
 use crate::front::control::protocol::Request;
 use crate::meter::units::Span;
@@ -17,19 +18,23 @@ use crate::meter::units::Span;
 /// Where the settings are when nobody says otherwise.
 pub const DEFAULT_FILE: &str = "/etc/postpone/postpone.toml";
 
+/// Options that every subcommand has stand below its own.
+const COMMON: &str = "Common options";
+
 /// Tells the wrong sender, for a stated reason and time, to come back later.
 ///
 /// A milter beside Postfix or Sendmail that counts what each client does and answers with
 /// temporary rejections when its policy is exceeded.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, after_long_help = manual::after_help())]
 pub struct Cli {
     /// The settings file [default: /etc/postpone/postpone.toml, or built-in settings if there is
     /// none].
-    #[arg(long, value_name = "FILE", global = true)]
+    #[arg(long, value_name = "FILE", global = true, help_heading = COMMON)]
     pub config: Option<PathBuf>,
-    /// The control socket of the daemon, for `ctl` and `explain` [default: the one the settings file names].
-    #[arg(long, value_name = "PATH", global = true)]
+    /// The control socket of the daemon, for `ctl` and `explain` [default: the one the settings
+    /// file names].
+    #[arg(long, value_name = "PATH", global = true, help_heading = COMMON)]
     pub socket: Option<PathBuf>,
     #[command(subcommand)]
     pub command: Command,
@@ -38,15 +43,36 @@ pub struct Cli {
 #[derive(Subcommand)]
 pub enum Command {
     /// Serve MTAs until SIGTERM; SIGHUP reads the settings again.
+    ///
+    /// Stands beside Postfix or Sendmail as a milter, or beside Postfix as a policy service. It
+    /// counts what each client does, and when that is more than the settings allow, the client is
+    /// told to come back later: by a temporary reply, with a true reason and the seconds to wait.
+    /// It never refuses for good, and never reads what is in a message.
+    ///
+    /// It answers from memory and waits neither for a disk nor for DNS. When it is in trouble
+    /// itself, or gone, the mail passes, provided that the MTA is set up so: with
+    /// `default_action=accept` for a milter of Postfix, `default_action=DUNNO` for a policy
+    /// service, and without `F=` in Sendmail.
+    ///
+    /// Without a settings file, limits hold that stop floods only, and greylisting refuses nobody.
+    /// A rule in shadow mode refuses nobody either: it counts, and logs what it would have refused.
+    #[command(after_long_help = manual::after_serve_help())]
     Serve,
-    /// Say whether settings can be used. Exits with 78 if not.
+    /// Say what is wrong in the settings, each mistake with its line. Exits with 78 if they cannot
+    /// be used.
+    ///
+    /// Warnings tell what may surprise; settings with warnings can be used. No daemon is asked, and
+    /// nothing changes: `postpone ctl reload` puts the file in force.
     Check {
         /// Print the settings in force as TOML, every key spelled out.
         #[arg(long)]
         print: bool,
     },
-    /// Play a recorded trace to the settings, under its own clock and from empty memory: one JSON
-    /// object a line in, what would have been said out.
+    /// Say what these settings would have said to recorded mail.
+    ///
+    /// The trace is played under its own clock and from empty memory: one JSON object a line in, one
+    /// out. Its fields are in the README. No daemon is asked, and the same trace gives the same
+    /// bytes. Exits with 65 at a line that is no event.
     Replay {
         /// The trace; `-` is standard input.
         #[arg(long, value_name = "FILE|-")]
@@ -135,14 +161,18 @@ pub enum State {
 pub enum Ctl {
     /// Show the load with its sensors, sessions, maintenance, decisions, tables and state.
     Status(Shown),
-    /// Read the settings again, as SIGHUP does, and say what is wrong with them. A bad file
-    /// changes nothing; exits with 78 then.
+    /// Read the settings again, and say what is wrong with them.
+    ///
+    /// The lists that they name are read, too. A bad file changes nothing; it exits with 78 then.
+    /// What takes effect only at a restart is named. A session keeps the policy it began with.
     Reload(Shown),
     /// Put off new sessions for a while, or let them in again.
     #[command(subcommand)]
     Maintenance(Maintenance),
-    /// Forget how a client has behaved, what limits have counted under its network alone, and what
-    /// greylisting has learned of it; say what was left.
+    /// Forget what is known of a client, and say what was left.
+    ///
+    /// How it has behaved, what limits have counted under its network alone, and that greylisting
+    /// has proven it. It has to earn all of that again: who must get through at once needs `allow`.
     Forget {
         /// Its address.
         #[arg(value_name = "CLIENT")]
@@ -150,8 +180,10 @@ pub enum Ctl {
         #[command(flatten)]
         shown: Shown,
     },
-    /// Exempt a client for a while, as if it stood on the allowlist. It ends by itself, and outlives
-    /// a restart of the daemon. `ctl status` lists who is allowed.
+    /// Exempt a client for a while, as if it stood on the allowlist.
+    ///
+    /// It holds at once, comes before the denylist, ends by itself, and outlives a restart of the
+    /// daemon. `ctl status` lists who is allowed.
     Allow {
         /// Its address, or a network: 192.0.2.0/24.
         #[arg(value_name = "CLIENT")]
@@ -169,10 +201,10 @@ pub enum Ctl {
 
 #[derive(Subcommand)]
 pub enum Maintenance {
-    /// Answer new sessions with 421 4.3.2 and the time that is left. Running ones may finish. It
-    /// ends by itself, and outlives a restart of the daemon.
+    /// Put off new sessions: 421 4.3.2, with the time that is left.
     ///
-    /// Clients in `[maintenance] allow` are served all the same. Said again, it gets another end.
+    /// Running ones may finish. It ends by itself, and outlives a restart of the daemon. Clients in
+    /// `[maintenance] allow` are served all the same. Said again, it gets another end.
     On {
         /// How long: "90s", "30m", "2h"; 7d at most. Unless said, an hour. Beyond 4h senders'
         /// users are warned by their own hosts; after 4 or 5 days mail is given back.
@@ -186,8 +218,10 @@ pub enum Maintenance {
         #[command(flatten)]
         shown: Shown,
     },
-    /// End it at once: all of it, also what `[maintenance] until` has begun; or only what was
-    /// begun for one listener.
+    /// Let new sessions in again.
+    ///
+    /// It ends all of it, also what `[maintenance] until` has begun; or only what was begun for one
+    /// listener.
     Off {
         #[command(flatten)]
         at: At,

@@ -5,6 +5,7 @@ pub mod command;
 pub mod ctl;
 mod explain;
 pub mod foreign;
+pub mod manual;
 pub mod replay;
 pub mod state;
 mod text;

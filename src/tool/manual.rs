@@ -1,0 +1,178 @@
+//! What an administrator has to know beside the options: examples, signals, exit codes, files and
+//! variables. `--help` shows it, and the manual pages are made from it, so each stands here once.
+
+use super::command::DEFAULT_FILE;
+
+/// One thing and what is said of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// How it is called.
+    pub name: &'static str,
+    /// What it means, in whole sentences. What stands between backticks is written so.
+    pub text: &'static str,
+}
+
+/// An exit code, and what it says. The programs' own lists are in the daemon, which is none of the
+/// tools' business, and in `ctl`; a test compares them.
+#[derive(Clone, Copy, Debug)]
+pub struct Exit {
+    /// The number; those above 0 are of sysexits.h.
+    pub code: u8,
+    /// What it means.
+    pub text: &'static str,
+}
+
+const fn entry(name: &'static str, text: &'static str) -> Entry {
+    Entry { name, text }
+}
+
+const fn exit(code: u8, text: &'static str) -> Exit {
+    Exit { code, text }
+}
+
+/// What is typed most often; the command, and what for.
+pub const EXAMPLES: &[Entry] = &[
+    entry(
+        "postpone setup postfix",
+        "What makes Postfix ask postpone, and what it has now; with `--apply` that is changed.",
+    ),
+    entry("postpone check", "Whether the settings can be used, after each change of them."),
+    entry("postpone ctl reload", "Puts changed settings in force. No session is lost."),
+    entry("postpone ctl status", "Whether the daemon is well: load, tables, state, own trouble."),
+    entry("postpone explain 192.0.2.7", "Why a client has to wait, and what would exempt it."),
+    entry("postpone explain 6h010sefg00", "A decision, by the id in its reply or its log line."),
+    entry("postpone ctl allow 192.0.2.7 --for 7d", "Lets one client through at once, for a week."),
+    entry(
+        "postpone ctl maintenance on --for 30m",
+        "Sends new sessions away with a 421 for half an hour.",
+    ),
+    entry("journalctl -u postpone -g client=192.0.2.7", "Everything it has been told, and why."),
+];
+
+/// What the daemon does at a signal.
+pub const SIGNALS: &[Entry] = &[
+    entry(
+        "SIGHUP",
+        "Read the settings again, and the lists they name, as `postpone ctl reload` does. A file \
+         with mistakes changes nothing, and the log says what is wrong. Counters and open sessions \
+         stay. What takes effect only at a restart is named in the log.",
+    ),
+    entry(
+        "SIGTERM, SIGINT",
+        "Stop. New sessions pass unasked from then on; open ones are still judged, and may finish \
+         within `server.grace`. Then state is saved. A second signal ends the waiting.",
+    ),
+];
+
+/// How `postpone serve` ends.
+pub const SERVE_EXITS: &[Exit] = &[
+    exit(0, "Stopped as told by a signal."),
+    exit(64, "The command line is wrong."),
+    exit(71, "The system would not give what every daemon needs, or a thread has failed."),
+    exit(
+        73,
+        "An address or a socket could not be had. Those of [control] only if the file names them.",
+    ),
+    exit(74, "The state cannot be used, or was not saved to its end."),
+    exit(78, "The settings cannot be used. To start again does not help before they are mended."),
+];
+
+/// How everything else ends.
+pub const TOOL_EXITS: &[Exit] = &[
+    exit(0, "Done. `check`: the settings can be used, maybe with warnings."),
+    exit(64, "The command line is wrong."),
+    exit(
+        65,
+        "`replay`: a line is no event; it says which. `state`: what was read is damaged, or not \
+         what was expected; it says where. `ctl`, `explain`: what was asked for makes no sense to \
+         this daemon: there is no such listener or id, or the time has passed or is too far ahead.",
+    ),
+    exit(66, "`state import`: there is nothing to read."),
+    exit(
+        69,
+        "`ctl`, `explain`: no daemon answers. `setup`: there is no Postfix, or it could not be \
+         reloaded.",
+    ),
+    exit(71, "Nobody reads what was to be printed."),
+    exit(73, "`state export`, `setup`: a file could not be written."),
+    exit(
+        74,
+        "`state`: the state cannot be used: there is none, a daemon is using it, or a later version \
+         wrote it. Others: something could not be read or written.",
+    ),
+    exit(76, "`ctl`, `explain`: what answers is no daemon of this version."),
+    exit(77, "`ctl`, `explain`: the daemon does not answer this user. `setup`: you are not root."),
+    exit(
+        78,
+        "The settings cannot be used. `ctl reload`: the new ones cannot, and nothing has changed. \
+         `setup`: `postfix check` refuses the change, and all is as it was.",
+    ),
+];
+
+/// Where what is, unless the settings say otherwise.
+pub const FILES: &[Entry] = &[
+    entry(DEFAULT_FILE, "The settings. Without the file the built-in ones hold."),
+    entry(
+        "/var/lib/postpone",
+        "The state: what greylisting and behaviour have learned, and a secret. As confidential as \
+         a mail log.",
+    ),
+    entry(
+        "/run/postpone/control.sock",
+        "Where `ctl` and `explain` ask the daemon. Root, the daemon's own user, the owner of the \
+         socket and its group are answered.",
+    ),
+    entry(
+        "/usr/share/doc/postpone",
+        "The README, ready policies, and the lines for Postfix and Sendmail.",
+    ),
+];
+
+/// What the service manager may tell the daemon.
+pub const VARIABLES: &[Entry] = &[
+    entry(
+        "NOTIFY_SOCKET",
+        "Where systemd is told that the daemon serves, reloads or stops, and how it is doing \
+         (sd_notify(3)).",
+    ),
+    entry(
+        "WATCHDOG_USEC",
+        "How soon systemd takes a daemon that says nothing for hung, and starts it again.",
+    ),
+    entry(
+        "LISTEN_FDS",
+        "How many sockets systemd hands over already open (sd_listen_fds(3)): each is taken for \
+         the [[listen]] that has its address, so that sessions wait during a restart instead of \
+         passing unasked.",
+    ),
+    entry(
+        "JOURNAL_STREAM",
+        "That standard error is the journal. With `log.format = \"auto\"` lines then have a \
+         priority in front, and no time.",
+    ),
+];
+
+/// What `postpone --help` says after the options.
+pub fn after_help() -> String {
+    titled("Examples", EXAMPLES.iter().map(|entry| (entry.name.into(), entry.text)))
+        + "\nMore is in postpone(1), postpone(8) and postpone.toml(5)."
+}
+
+/// What `postpone serve --help` says after the options.
+pub fn after_serve_help() -> String {
+    let names =
+        |entries: &'static [Entry]| entries.iter().map(|entry| (entry.name.to_owned(), entry.text));
+    let exits = SERVE_EXITS.iter().map(|exit| (exit.code.to_string(), exit.text));
+    [
+        titled("Signals", names(SIGNALS)),
+        titled("Exit status", exits),
+        titled("Files", names(FILES)),
+        titled("Environment", names(VARIABLES)),
+    ]
+    .join("\n")
+}
+
+fn titled(title: &str, entries: impl Iterator<Item = (String, &'static str)>) -> String {
+    let lines = entries.map(|(name, text)| format!("  {name}\n          {text}\n"));
+    format!("{title}:\n{}", lines.collect::<String>())
+}
