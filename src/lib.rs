@@ -43,6 +43,8 @@
 //! - Nothing a client sends makes memory grow beyond a stated bound; each bound's documentation
 //!   says what is dropped.
 //! - A session keeps the policy it began with; a reload concerns those that follow.
+//! - What the daemon does not need to serve is given up before it starts its second thread:
+//!   capabilities, new privileges, writing outside its own folders.
 //! - Text a client chose reaches logs and replies cut, and without control characters.
 //!
 //! # Where it differs from the first design

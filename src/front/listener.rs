@@ -6,6 +6,7 @@
 use std::fs;
 use std::future::Future;
 use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::os::unix::net as unix;
 use std::path::Path;
@@ -74,12 +75,29 @@ impl Bound {
         }
     }
 
+    /// Makes accept return at once, as the runtime wants it.
+    pub(super) fn set_nonblocking(&self) -> io::Result<()> {
+        match self {
+            Self::Inet(listener) => listener.set_nonblocking(true),
+            Self::Unix(listener) => listener.set_nonblocking(true),
+        }
+    }
+
     /// Another handle of the same socket, for another worker.
     pub fn share(&self) -> io::Result<Self> {
         Ok(match self {
             Self::Inet(listener) => Self::Inet(listener.try_clone()?),
             Self::Unix(listener) => Self::Unix(listener.try_clone()?),
         })
+    }
+}
+
+impl AsFd for Bound {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Inet(listener) => listener.as_fd(),
+            Self::Unix(listener) => listener.as_fd(),
+        }
     }
 }
 

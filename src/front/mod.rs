@@ -7,5 +7,6 @@ pub mod http;
 pub mod listen;
 pub mod listener;
 pub mod milter;
+pub mod passed;
 pub mod policyd;
 pub mod stream;

@@ -151,6 +151,11 @@ impl Folder {
         Self { tables, ..self }
     }
 
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The secret that keys are made with.
     pub fn secret(&self) -> &Secret {
         &self.secret

@@ -5,6 +5,7 @@ use super::{Folder, PATIENCE, free_port, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -38,12 +39,13 @@ struct Listener {
     speak: &'static str,
 }
 
-/// How the daemon is run: by a command before its own (`prlimit --nofile=64`, say), and with these
-/// variables in its environment.
+/// How the daemon is run: by a command before its own (`prlimit --nofile=64`, say), with these
+/// variables in its environment, and with this as its standard input.
 #[derive(Default)]
 struct RunBy<'a> {
     command: &'a [&'a str],
     variables: &'a [(&'a str, &'a str)],
+    input: Option<OwnedFd>,
 }
 
 impl Listener {
@@ -80,7 +82,24 @@ impl Daemon {
     /// Run by this command, with these variables in its environment.
     pub fn run_by(command: &[&str], variables: &[(&str, &str)], policy: &str) -> Self {
         let milter = Listener { endpoint: free_endpoint(), speak: "helo" };
-        let run_by = RunBy { command, variables };
+        let run_by = RunBy { command, variables, input: None };
+        Self::listening(Folder::new("daemon"), milter, String::new(), run_by, policy)
+    }
+
+    /// The same at these addresses, the milter's and the policy service's.
+    pub fn at(milter: &str, policy_service: &str, command: &[&str], policy: &str) -> Self {
+        let run_by = RunBy { command, ..RunBy::default() };
+        let milter = Listener { endpoint: milter.into(), speak: "helo" };
+        Self::listening(Folder::new("daemon"), milter, policy_service.into(), run_by, policy)
+    }
+
+    /// At this address, and given this socket, as a service manager passes one on.
+    pub fn passed(endpoint: &str, socket: impl Into<OwnedFd>, policy: &str) -> Self {
+        // Only the standard descriptors can be given to a child; the shell moves it.
+        let moved = r#"exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@""#;
+        let (command, input) = (&["sh", "-c", moved, "sh"], Some(socket.into()));
+        let milter = Listener { endpoint: endpoint.into(), speak: "helo" };
+        let run_by = RunBy { command, variables: &[], input };
         Self::listening(Folder::new("daemon"), milter, String::new(), run_by, policy)
     }
 
@@ -108,7 +127,7 @@ impl Daemon {
         variables: &[(&str, &str)],
         policy: &str,
     ) -> Self {
-        let run_by = RunBy { command, variables };
+        let run_by = RunBy { command, variables, input: None };
         Self::listening(Folder::new("daemon"), Listener::none(), free_endpoint(), run_by, policy)
     }
 
@@ -144,8 +163,9 @@ impl Daemon {
             .arg(&config)
             .env_remove("RUST_LOG")
             .env_remove("JOURNAL_STREAM")
+            .env_remove("NOTIFY_SOCKET")
             .envs(run_by.variables.iter().copied())
-            .stdin(Stdio::null())
+            .stdin(run_by.input.map_or_else(Stdio::null, Stdio::from))
             .stderr(Stdio::piped())
             .spawn()
             .expect("setpriv (util-linux) starts postpone");

@@ -8,6 +8,8 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::daemon::service::VARIABLES;
+
 /// Where it is looked for; the second, for a `PATH` without the programs of the system.
 const PROGRAMS: [&str; 2] = ["postconf", "/usr/sbin/postconf"];
 
@@ -35,6 +37,9 @@ async fn postconf(arguments: &[&str]) -> Result<String, String> {
     for program in PROGRAMS {
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+        for variable in VARIABLES {
+            command.env_remove(variable);
+        }
         let output = match timeout(DEADLINE, command.output()).await {
             Ok(Ok(output)) => output,
             Ok(Err(error)) if error.kind() == ErrorKind::NotFound => continue,

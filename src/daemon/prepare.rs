@@ -1,0 +1,196 @@
+//! What is made while the daemon is one thread and may still do everything: its sockets, with
+//! their owners, the folder of state, and the policy, whose lists may be closed to us afterwards.
+//! Nothing is served yet.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tracing::{error, warn};
+
+use super::exit::Trouble;
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Control, Named, Settings, State};
+use crate::engine::Engine;
+use crate::front::address::Address;
+use crate::front::listener::Bound;
+use crate::front::passed::Passed;
+use crate::front::{control, http, listen};
+use crate::meter::key::Secret;
+use crate::policy::Memory;
+use crate::setting::OrNone;
+use crate::store::folder::{Folder, Refused, random_bytes};
+
+/// Sockets, state and policy, taken and not used yet.
+pub(super) struct Prepared {
+    /// What is served.
+    pub(super) sockets: Vec<Socket>,
+    /// Where metrics are asked for.
+    pub(super) metrics: Option<TcpListener>,
+    /// Where `postpone ctl` asks.
+    pub(super) control: Option<control::Socket>,
+    /// The folder of state.
+    pub(super) folder: Option<Folder>,
+    /// Files of unix sockets that are ours, and so are removed at the end.
+    pub(super) files: Vec<PathBuf>,
+    /// What keys are made with.
+    pub(super) secret: Secret,
+    /// The policy of the settings, with the lists that they name, and memory.
+    pub(super) engine: Arc<Engine>,
+}
+
+/// A bound socket and its section.
+pub(super) struct Socket {
+    /// The socket.
+    pub(super) bound: Bound,
+    /// What is said of it.
+    pub(super) listen: listen::Params,
+    /// Whether the service manager has bound it, and keeps it.
+    pub(super) passed: bool,
+}
+
+/// What is to be told once there is a log: its writer is a thread.
+#[derive(Default)]
+pub(super) struct Notes(Vec<Box<dyn FnOnce()>>);
+
+impl Notes {
+    fn take(&mut self, note: impl FnOnce() + 'static) {
+        self.0.push(Box::new(note));
+    }
+
+    /// Tells all of it.
+    pub(super) fn tell(self) {
+        self.0.into_iter().for_each(|note| note());
+    }
+}
+
+impl Prepared {
+    /// Takes all that the settings name.
+    pub(super) fn new(
+        settings: &Settings,
+        named: Named,
+        notes: &mut Notes,
+    ) -> Result<Self, Trouble> {
+        let mut files = Vec::new();
+        let sockets = bind(settings, &mut files, notes)?;
+        let metrics = bind_metrics(&settings.control, named, notes)?;
+        let control = bind_control(&settings.control, named, notes)?;
+        if let (Some(_), OrNone::Some(socket)) = (&control, &settings.control.socket) {
+            files.push(socket.path().into());
+        }
+        let folder = open_state(&settings.state, named, notes)?;
+        let secret = match &folder {
+            Some(folder) => folder.secret().clone(),
+            None => {
+                let random = random_bytes();
+                Secret::new(random.map_err(|why| Trouble::System("no random numbers", why))?)
+            }
+        };
+        let engine = build(settings, &secret)?;
+        Ok(Self { sockets, metrics, control, folder, files, secret, engine })
+    }
+}
+
+/// What the service manager has passed on is taken, the rest is bound.
+fn bind(
+    settings: &Settings,
+    files: &mut Vec<PathBuf>,
+    notes: &mut Notes,
+) -> Result<Vec<Socket>, Trouble> {
+    let (mut passed, strange) = Passed::receive();
+    for what in strange {
+        notes.take(move || warn!("the service manager has passed what cannot be served: {what}"));
+    }
+    let take = |listen: &listen::Params| listen.address().and_then(|(at, _)| passed.take(at));
+    let given: Vec<_> = settings.listen.iter().map(take).collect();
+    // Told before anything is bound: it may well be why that fails.
+    for address in passed.left() {
+        notes.take(move || {
+            warn!(address, "the service manager has passed a socket that no [[listen]] names");
+        });
+    }
+    drop(passed);
+    let mut sockets = Vec::new();
+    for (listen, given) in settings.listen.iter().zip(given) {
+        let passed = given.is_some();
+        let bound = given.map_or_else(|| listen.bind(), Ok).map_err(|error| {
+            let address = listen.door().listener.to_string();
+            Trouble::Socket(address, error)
+        })?;
+        if let (false, Some((Address::Unix(path), _))) = (passed, listen.address()) {
+            files.push(path.clone());
+        }
+        sockets.push(Socket { bound, listen: listen.clone(), passed });
+    }
+    Ok(sockets)
+}
+
+fn bind_metrics(
+    control: &Control,
+    named: Named,
+    notes: &mut Notes,
+) -> Result<Option<TcpListener>, Trouble> {
+    let OrNone::Some(address) = control.http else { return Ok(None) };
+    match http::bind(address) {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if !named.http => {
+            notes.take(move || {
+                warn!(http = %address, %error, "no metrics: the default address cannot be had");
+            });
+            Ok(None)
+        }
+        Err(error) => Err(Trouble::Socket(format!("control.http {address}"), error)),
+    }
+}
+
+fn bind_control(
+    control: &Control,
+    named: Named,
+    notes: &mut Notes,
+) -> Result<Option<control::Socket>, Trouble> {
+    let OrNone::Some(socket) = control.socket.clone() else { return Ok(None) };
+    let path = socket.path();
+    let bound = Bound::bind(&Address::Unix(path.into()), &control.ownership());
+    match bound.and_then(|bound| control::Socket::new(bound, path)) {
+        Ok(socket) => Ok(Some(socket)),
+        Err(error) if !named.socket => {
+            notes.take(move || {
+                warn!(%socket, %error, "no control: the default socket cannot be had");
+            });
+            Ok(None)
+        }
+        Err(error) => Err(Trouble::Socket(format!("control.socket {socket}"), error)),
+    }
+}
+
+/// Takes the folder of state, if there is to be one.
+fn open_state(state: &State, named: Named, notes: &mut Notes) -> Result<Option<Folder>, Trouble> {
+    let OrNone::Some(path) = state.path.clone() else { return Ok(None) };
+    match Folder::open(path.path(), SystemClock.now()) {
+        Ok(folder) => {
+            for aside in folder.was_set_aside() {
+                let aside = aside.clone();
+                notes.take(move || error!(aside, "state is damaged and was set aside"));
+            }
+            Ok(Some(folder))
+        }
+        // At its default it can be done without; but never beside another daemon, or over what a
+        // later version knows.
+        Err(Refused::Unable(what, why)) if !named.state => {
+            notes.take(move || warn!(%path, "no state is kept: cannot {what}: {why}"));
+            Ok(None)
+        }
+        Err(refused) => Err(Trouble::State(path.to_string(), refused)),
+    }
+}
+
+fn build(settings: &Settings, secret: &Secret) -> Result<Arc<Engine>, Trouble> {
+    let memory = Memory::new(secret, settings.bounds());
+    match settings.policy(&memory) {
+        Ok(policy) => Ok(Engine::new(Box::new(SystemClock), memory, policy)),
+        Err(complaints) => {
+            let messages: Vec<_> = complaints.into_iter().map(|c| c.message).collect();
+            Err(Trouble::Settings(messages.join("; ")))
+        }
+    }
+}
