@@ -12,8 +12,9 @@ use postpone::daemon::{self, exit};
 use postpone::front::control::protocol::Request;
 use postpone::tool;
 use postpone::tool::check::{Verdict, check};
-use postpone::tool::command::{Cli, Command, DEFAULT_FILE, Shown, State};
+use postpone::tool::command::{Cli, Command, DEFAULT_FILE, Setup, Shown, State};
 use postpone::tool::ctl::{self, Form, ctl};
+use postpone::tool::setup::{self, Wanted};
 use postpone::tool::state::{self, Place, Trouble};
 
 fn main() -> ExitCode {
@@ -26,7 +27,11 @@ fn main() -> ExitCode {
     let default = || Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists());
     let file = cli.config.or_else(default);
     match cli.command {
-        Command::Serve | Command::Check { .. } | Command::State { .. } | Command::Replay { .. }
+        Command::Serve
+        | Command::Check { .. }
+        | Command::State { .. }
+        | Command::Replay { .. }
+        | Command::Setup(_)
             if cli.socket.is_some() =>
         {
             let message = "--socket is where `ctl` and `explain` find the daemon; the settings say where it \
@@ -59,6 +64,14 @@ fn main() -> ExitCode {
             let place = ctl::Place { socket: cli.socket.as_deref(), file: readable(&file, named) };
             ask(&place, &Request::Explain { what }, &shown)
         }
+        Command::Setup(Setup::Postfix { apply, undo, postfix }) => {
+            let wanted = match (apply, undo) {
+                (true, _) => Wanted::Applied,
+                (false, true) => Wanted::Undone,
+                (false, false) => Wanted::Shown,
+            };
+            set_up(file, postfix.as_deref(), wanted)
+        }
     }
 }
 
@@ -80,21 +93,28 @@ fn say(error: &clap::Error) -> ExitCode {
     if error.use_stderr() { ctl::exit::USAGE.into() } else { ExitCode::SUCCESS }
 }
 
+/// The settings in the file, or the built-in ones where there is none. What is wrong with them is
+/// said on standard error; nothing comes back if they cannot be used.
+fn settings(file: Option<PathBuf>) -> Option<Settings> {
+    let (settings, report) = match file.map(|file| Settings::load(&file)) {
+        None => return Some(Settings::default()),
+        Some(Ok(checked)) => (Some(checked.settings), checked.report),
+        Some(Err(Unusable(report))) => (None, report),
+    };
+    let _ = write!(io::stderr(), "{report}");
+    settings
+}
+
+fn set_up(file: Option<PathBuf>, folder: Option<&Path>, wanted: Wanted) -> ExitCode {
+    let Some(settings) = settings(file) else { return exit::SETTINGS.into() };
+    setup::postfix(&settings, folder, wanted, &mut io::stdout().lock(), &mut io::stderr()).into()
+}
+
 fn replay(file: Option<PathBuf>, events: &Path) -> ExitCode {
     let say = |text: &dyn std::fmt::Display| {
         let _ = writeln!(io::stderr(), "{text}");
     };
-    let settings = match file.map(|file| Settings::load(&file)) {
-        None => Settings::default(),
-        Some(Ok(checked)) => {
-            let _ = write!(io::stderr(), "{}", checked.report);
-            checked.settings
-        }
-        Some(Err(Unusable(report))) => {
-            let _ = write!(io::stderr(), "{report}");
-            return exit::SETTINGS.into();
-        }
-    };
+    let Some(settings) = settings(file) else { return exit::SETTINGS.into() };
     let played = if events.as_os_str() == "-" {
         tool::replay::replay(&settings, &mut io::stdin().lock(), &mut io::stdout().lock())
     } else {

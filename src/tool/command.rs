@@ -108,6 +108,48 @@ pub enum Command {
         #[command(flatten)]
         shown: Shown,
     },
+    /// Put postpone in front of an MTA's incoming mail, or take it out again.
+    #[command(subcommand)]
+    Setup(Setup),
+}
+
+#[derive(Subcommand)]
+pub enum Setup {
+    /// Show what makes Postfix ask postpone, make that change, or undo it.
+    ///
+    /// Without --apply or --undo nothing is changed: shown is what Postfix has now, what it would
+    /// get, and the `postconf` commands that do it by hand.
+    ///
+    /// Where postpone listens is taken from `[[listen]]` in the settings. The first milter is put
+    /// last in `smtpd_milters`. If there is none, the first policy service is put last in
+    /// `smtpd_recipient_restrictions`, but before a closing `permit`, and in
+    /// `smtpd_end_of_data_restrictions`. A milter with speak = "mail" is what the submission
+    /// services of master.cf get, where that is one clear line; else the lines are shown, and left
+    /// to you. Mail passes when postpone does not answer.
+    ///
+    /// What Postfix has already stays as it is, and to apply twice is as good as once. An entry
+    /// that names postpone in other words counts; if it would put mail off while postpone is away,
+    /// it is corrected.
+    ///
+    /// A change is read back, and `postfix check` must accept it, or all is put back as it was;
+    /// so also if it is interrupted. Then Postfix is reloaded, if it runs.
+    ///
+    /// Exits with 0 if it is done or there was nothing to do, with 69 if there is no Postfix or it
+    /// could not be reloaded, with 73 if its files cannot be written, with 77 if you are not root,
+    /// with 78 if the settings cannot be used or `postfix check` refuses.
+    Postfix {
+        /// Make the change.
+        #[arg(long, conflicts_with = "undo")]
+        apply: bool,
+        /// Take out every entry that names a listener of the settings, whoever has put it in. A
+        /// listener that has got another address meanwhile is not recognised: undo first.
+        #[arg(long)]
+        undo: bool,
+        /// Where main.cf is, if there are several instances of Postfix [default: what `postconf -h
+        /// config_directory` says].
+        #[arg(long, value_name = "DIR")]
+        postfix: Option<PathBuf>,
+    },
 }
 
 #[derive(Subcommand)]

@@ -7,5 +7,6 @@ mod explain;
 pub mod foreign;
 pub mod manual;
 pub mod replay;
+pub mod setup;
 pub mod state;
 mod text;

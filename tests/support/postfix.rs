@@ -41,6 +41,8 @@ pub struct Settings {
     user: Option<(String, String)>,
     /// Restriction lists that ask a policy service, and more lines of main.cf.
     main: String,
+    /// More lines of master.cf.
+    master: String,
     domains: Vec<String>,
     mailboxes: Vec<String>,
     tls: bool,
@@ -66,6 +68,12 @@ impl Postfix {
     /// Sends a signal to all its processes: with STOP it hangs, with CONT it goes on.
     pub fn signal(&self, signal: Signal) {
         kill_process_group(Pid::from_child(&self.leash), signal).expect("Postfix runs");
+    }
+
+    /// Ends all its processes; its files stay.
+    pub fn stop(&mut self) {
+        self.signal(Signal::KILL);
+        self.leash.wait().expect("the shell is ours");
     }
 
     /// Every message delivered so far, whole, in no promised order.
@@ -120,6 +128,12 @@ impl Settings {
         self
     }
 
+    /// With this line of master.cf.
+    pub fn with_service(mut self, line: &str) -> Self {
+        self.master += &format!("{line}\n");
+        self
+    }
+
     /// Serves this domain too.
     pub fn with_domain(mut self, name: &str) -> Self {
         self.domains.push(name.to_owned());
@@ -163,7 +177,9 @@ impl Settings {
         if self.tls {
             main += &tls(folder.path());
         }
-        for (name, text) in [("main.cf", main), ("master.cf", master_cf(smtp, proxied))] {
+        for (name, text) in
+            [("main.cf", main), ("master.cf", master_cf(smtp, proxied) + &self.master)]
+        {
             let file = fs::File::open(folder.write(name, &text)).unwrap();
             // Postfix trusts only a file that has stopped changing, and would wait two seconds.
             file.set_modified(SystemTime::UNIX_EPOCH).unwrap();

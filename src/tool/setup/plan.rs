@@ -1,0 +1,404 @@
+//! What is to change in Postfix, decided from what `postconf` has told and where postpone listens.
+//! Values to values: nothing is read here, and nothing run.
+
+use super::installed::Installed;
+use super::list::{self, Kind, Own, words};
+use crate::engine::Speak;
+use crate::front::address::Address;
+use crate::front::listen;
+
+/// Where postpone listens.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Doors {
+    /// The milters for a mail exchanger.
+    pub(super) mx: Vec<Address>,
+    /// The milters for who logs in: `speak = "mail"`.
+    pub(super) submission: Vec<Address>,
+    /// The policy services.
+    pub(super) policy: Vec<Address>,
+}
+
+/// What is to be done, and what is to be said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// Of main.cf.
+    pub(super) parameters: Vec<Change>,
+    /// Of master.cf: `submission/inet/smtpd_milters`.
+    pub(super) services: Vec<Change>,
+    /// What holds already.
+    pub(super) already: Vec<String>,
+    /// What a postmaster may want to know.
+    pub(super) remarks: Vec<String>,
+    /// What may surprise one.
+    pub(super) warnings: Vec<String>,
+}
+
+/// A parameter that gets another value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Change {
+    pub(super) name: String,
+    /// Nothing where it is not set.
+    pub(super) is: Option<String>,
+    /// Nothing where it is removed.
+    pub(super) becomes: Option<String>,
+}
+
+pub(super) const MILTERS: &str = "smtpd_milters";
+pub(super) const RECIPIENT: &str = "smtpd_recipient_restrictions";
+pub(super) const END_OF_DATA: &str = "smtpd_end_of_data_restrictions";
+pub(super) const RELAY: &str = "smtpd_relay_restrictions";
+/// What the documented set-up calls the milters of the submission ports.
+pub(super) const SUBMISSION: &str = "submission_milters";
+
+/// What stands before us where nothing stood: postpone is asked about recipients that exist, by
+/// clients that are not our own. It gives nobody more than Postfix's own defaults do.
+pub(super) const BEFORE_US: &str = "permit_mynetworks, permit_sasl_authenticated, \
+                                    reject_unauth_destination, reject_unlisted_recipient";
+
+/// One of these must stand in a list, or Postfix serves nobody; or it would relay for everybody.
+const PROTECTING: [&str; 5] =
+    ["reject_unauth_destination", "defer_unauth_destination", "reject", "defer", "defer_if_permit"];
+
+/// Nobody comes past these.
+const ENDING: [&str; 3] = ["reject", "defer", "permit"];
+
+impl Doors {
+    /// The doors that these listeners are.
+    pub(super) fn new(listeners: &[listen::Params]) -> Self {
+        let mut doors = Self::default();
+        for listener in listeners {
+            match (&listener.milter, &listener.policy) {
+                (Some(address), None) if listener.speak == Speak::Mail => {
+                    doors.submission.push(address.clone());
+                }
+                (Some(address), None) => doors.mx.push(address.clone()),
+                (None, Some(address)) => doors.policy.push(address.clone()),
+                (Some(_), Some(_)) | (None, None) => {}
+            }
+        }
+        doors
+    }
+
+    /// Those that an `--apply` would use.
+    pub(super) fn used(&self) -> Vec<(&Address, Kind)> {
+        let mx = self.mx.first().map(|address| (address, Kind::Milter));
+        let policy = self.policy.first().map(|address| (address, Kind::Policy));
+        let submission = self.submission.first().map(|address| (address, Kind::Milter));
+        mx.or(policy).into_iter().chain(submission).collect()
+    }
+
+    /// All milters.
+    pub(super) fn milters(&self) -> Vec<Address> {
+        [&self.mx[..], &self.submission[..]].concat()
+    }
+}
+
+impl Change {
+    /// What this parameter of main.cf is, and what it becomes.
+    pub(super) fn of_main(postfix: &Installed, name: &str, becomes: Option<String>) -> Self {
+        let is = postfix.named.contains(name).then(|| postfix.raw(name).to_owned());
+        Self { name: name.to_owned(), is, becomes }
+    }
+}
+
+impl Plan {
+    /// There is nothing to do.
+    pub(super) fn is_empty(&self) -> bool {
+        self.parameters.is_empty() && self.services.is_empty()
+    }
+
+    /// What it takes for Postfix to ask postpone.
+    pub(super) fn set_up(postfix: &Installed, doors: &Doors) -> Self {
+        let mut plan = Self::default();
+        match (doors.mx.first(), doors.policy.first()) {
+            (Some(address), policy) => {
+                plan.ask_milter(postfix, doors, address);
+                if let Some(policy) = policy {
+                    plan.offer_policy(postfix, policy);
+                }
+            }
+            (None, Some(address)) => plan.ask_policy(postfix, doors, address),
+            (None, None) => {}
+        }
+        match doors.submission.first() {
+            Some(address) => plan.ask_at_submission(postfix, doors, address),
+            None if !doors.mx.is_empty() => plan.warn_of_submission(postfix),
+            None => {}
+        }
+        plan
+    }
+
+    fn ask_milter(&mut self, postfix: &Installed, doors: &Doors, address: &Address) {
+        let places = postfix.places(&doors.mx);
+        let list = postfix.raw(MILTERS);
+        let found = list::own(list, Kind::Milter, &places);
+        let through = list::own(postfix.expanded(MILTERS), Kind::Milter, &places);
+        match (found.first(), through.first()) {
+            (Some(own), _) => self.keep(postfix, MILTERS, Kind::Milter, own),
+            (None, Some(own)) => self.keep_reference(postfix, MILTERS, Kind::Milter, own),
+            (None, None) => {
+                let Some(entry) = self.entry(postfix, Kind::Milter, address) else { return };
+                let becomes = list::appended(list, &entry);
+                self.parameters.push(Change::of_main(postfix, MILTERS, Some(becomes)));
+            }
+        }
+        self.remark_who_asks(postfix, MILTERS);
+        self.warn_of_chroot(postfix, address);
+        self.warn_of_local_mail(postfix, &list::without(list, &ranges(&found)));
+        if !postfix.expanded("smtpd_milter_maps").is_empty() {
+            self.warnings.push(
+                "smtpd_milter_maps is set: for the clients it lists, smtpd_milters is not asked"
+                    .into(),
+            );
+        }
+    }
+
+    /// Mail that programs on this host hand in would be refused to somebody who cannot come later.
+    fn warn_of_local_mail(&mut self, postfix: &Installed, others: &str) {
+        let list = postfix.raw("non_smtpd_milters");
+        let references = ["${smtpd_milters}", "$(smtpd_milters)", "$smtpd_milters"];
+        if references.iter().any(|reference| list.contains(reference)) {
+            let meant = references.iter().fold(list.to_owned(), |list, r| list.replace(r, others));
+            self.warnings.push(format!(
+                "non_smtpd_milters = {list}: mail that is made on this host asks postpone too, \
+                 which lets it pass while its [access] allows 127.0.0.0/8. To leave postpone out, \
+                 say what is meant: non_smtpd_milters = {meant}"
+            ));
+        }
+    }
+
+    fn ask_policy(&mut self, postfix: &Installed, doors: &Doors, address: &Address) {
+        let places = postfix.places(&doors.policy);
+        for name in [RECIPIENT, END_OF_DATA] {
+            let list = postfix.raw(name);
+            let found = list::own(list, Kind::Policy, &places);
+            let through = list::own(postfix.expanded(name), Kind::Policy, &places);
+            match (found.first(), through.first()) {
+                (Some(own), _) => self.keep(postfix, name, Kind::Policy, own),
+                (None, Some(own)) => self.keep_reference(postfix, name, Kind::Policy, own),
+                (None, None) => {
+                    let Some(entry) = self.entry(postfix, Kind::Policy, address) else { return };
+                    self.restrict(postfix, name, &entry);
+                }
+            }
+            self.remark_who_asks(postfix, name);
+        }
+        let asked = self.parameters.iter().find(|change| change.name == RECIPIENT);
+        let recipient = asked.and_then(|change| change.becomes.as_deref());
+        let recipient = recipient.unwrap_or(postfix.expanded(RECIPIENT));
+        if !protects(postfix.expanded(RELAY)) && !protects(recipient) {
+            self.warnings.push(format!(
+                "neither {RELAY} nor {RECIPIENT} has reject_unauth_destination: Postfix refuses to \
+                 serve so"
+            ));
+        }
+        self.warn_of_chroot(postfix, address);
+    }
+
+    /// Puts a check at the end of a restriction list, where those come whom Postfix would take.
+    fn restrict(&mut self, postfix: &Installed, name: &str, entry: &str) {
+        let list = postfix.raw(name);
+        let last = words(list).pop().map(|place| &list[place]);
+        let becomes = match last {
+            None if name == RECIPIENT => list::appended(BEFORE_US, entry),
+            // Behind `permit` nobody would be asked. In front of it all are who come so far.
+            Some("permit") => list::put_before_last(list, entry),
+            Some(word) if ENDING.contains(&word) => {
+                self.warnings.push(format!(
+                    "{name} ends with {word}: whom it lets in has left it before. It is left to \
+                     you: put `{entry}` before what permits"
+                ));
+                return;
+            }
+            None | Some(_) => list::appended(list, entry),
+        };
+        self.parameters.push(Change::of_main(postfix, name, Some(becomes)));
+    }
+
+    /// An entry of ours stands there already; it is corrected if mail would wait for us.
+    fn keep(&mut self, postfix: &Installed, name: &str, kind: Kind, own: &Own) {
+        let list = postfix.raw(name);
+        if postfix.fails(own, kind) {
+            self.remarks.push(format!(
+                "{name} asks postpone already, but without default_action={}: Postfix would put \
+                 off mail while postpone is away",
+                kind.harmless()
+            ));
+            let becomes = list::replaced(list, &own.range, &kind.mended(own));
+            self.parameters.push(Change::of_main(postfix, name, Some(becomes)));
+        } else {
+            self.already.push(format!("{name} = {list}"));
+        }
+        let behind = &list[own.range.end..];
+        if kind == Kind::Milter && !words(behind).is_empty() {
+            self.remarks.push(format!(
+                "in {name} other milters stand behind postpone: a message that one of them refuses \
+                 has been counted by then. Where it stands is left to you"
+            ));
+        }
+    }
+
+    /// The same, by way of another parameter. That one may serve more than this: it is not touched.
+    fn keep_reference(&mut self, postfix: &Installed, name: &str, kind: Kind, own: &Own) {
+        let list = postfix.raw(name);
+        if postfix.fails(own, kind) {
+            self.warnings.push(format!(
+                "{name} = {list} asks postpone by way of another parameter, without \
+                 default_action={}: Postfix would put off mail while postpone is away. It is left \
+                 to you",
+                kind.harmless()
+            ));
+        } else {
+            self.already.push(format!("{name} = {list}"));
+        }
+    }
+
+    /// The lines with which the policy service would be asked as well.
+    fn offer_policy(&mut self, postfix: &Installed, address: &Address) {
+        let Some(endpoint) = list::endpoint(address, &postfix.queue()) else { return };
+        self.remarks.push(format!(
+            "the settings have a policy service as well. The milter sees more and is what is set \
+             up; to ask both, put `{}` at the end of {RECIPIENT} or {END_OF_DATA}",
+            Kind::Policy.entry(&endpoint)
+        ));
+    }
+
+    /// At a port where people log in, another listener is asked instead of that of the MX. That is
+    /// made where it is one clear line: no other milter there, and no override of its own.
+    fn ask_at_submission(&mut self, postfix: &Installed, doors: &Doors, address: &Address) {
+        let places = postfix.places(&doors.submission);
+        let Some(entry) = self.entry(postfix, Kind::Milter, address) else { return };
+        let mine = list::own(postfix.raw(MILTERS), Kind::Milter, &postfix.places(&doors.milters()));
+        let others = list::without(postfix.raw(MILTERS), &ranges(&mine));
+        let written = postfix.raw(SUBMISSION);
+        let ours = list::own(written, Kind::Milter, &places);
+        let free = written.is_empty() || ours.len() == words(written).len();
+        let asks = |list: &str| !list::own(list, Kind::Milter, &places).is_empty();
+        let mut defined = !written.is_empty();
+        let services: Vec<_> = postfix.smtpd().filter(|service| service.is_submission()).collect();
+        for service in &services {
+            let option = service.options.get(MILTERS);
+            let effective = option.map_or(postfix.expanded(MILTERS), String::as_str);
+            if asks(effective) {
+                self.already.push(format!("{}/{MILTERS} = {effective}", service.name));
+            } else if option.is_none() && others.is_empty() && free {
+                if !defined {
+                    self.parameters.push(Change::of_main(postfix, SUBMISSION, Some(entry.clone())));
+                    defined = true;
+                }
+                self.services.push(Change {
+                    name: format!("{}/{MILTERS}", service.name),
+                    is: None,
+                    becomes: Some(format!("${SUBMISSION}")),
+                });
+            } else {
+                let has = match option {
+                    Some(option) => format!("its own -o {MILTERS}={option}"),
+                    None => "other milters to ask".to_owned(),
+                };
+                let list = option.map_or(others.as_str(), String::as_str);
+                let said = format!(
+                    "{} has {has}, and is left to you. For people who log in there, put \
+                     `{SUBMISSION} = {}` into main.cf, and `-o {MILTERS}=${SUBMISSION}` below the \
+                     service in master.cf",
+                    service.name,
+                    list::appended(list, &entry),
+                );
+                // Until then it asks the listener of the MX, which speaks before they log in.
+                let asks_mx = option.is_none() && !doors.mx.is_empty();
+                if asks_mx { &mut self.warnings } else { &mut self.remarks }.push(said);
+            }
+        }
+        if let Some(own) = ours.first().filter(|own| free && postfix.fails(own, Kind::Milter)) {
+            self.keep(postfix, SUBMISSION, Kind::Milter, own);
+        }
+        if services.is_empty() {
+            self.remarks.push(format!(
+                "master.cf has no submission service that could ask {address}, where postpone \
+                 speaks at MAIL"
+            ));
+        }
+    }
+
+    fn warn_of_submission(&mut self, postfix: &Installed) {
+        for service in postfix.smtpd().filter(|service| service.is_submission()) {
+            if !service.options.contains_key(MILTERS) && !service.asks_no_milter(postfix) {
+                self.warnings.push(format!(
+                    "{} asks postpone too, which judges people there at EHLO, before they could \
+                     log in. Give it a [[listen]] with speak = \"mail\", and run this again",
+                    service.name
+                ));
+            }
+        }
+    }
+
+    /// Says which services of master.cf take the list over, and which have one of their own.
+    fn remark_who_asks(&mut self, postfix: &Installed, name: &str) {
+        let (mut asking, mut own, mut never) = (Vec::new(), Vec::new(), Vec::new());
+        for service in postfix.smtpd() {
+            let list = match service {
+                service if service.options.contains_key(name) => &mut own,
+                service if name == MILTERS && service.asks_no_milter(postfix) => &mut never,
+                _ => &mut asking,
+            };
+            list.push(service.name.as_str());
+        }
+        let submission =
+            |name: &&str| postfix.services.iter().any(|s| s.name == *name && s.is_submission());
+        if asking.is_empty() {
+            self.warnings.push(format!(
+                "no service of master.cf takes {name} from main.cf: none asks postpone"
+            ));
+        } else {
+            self.remarks.push(format!("{name} of main.cf holds for {}", asking.join(", ")));
+        }
+        for name_of in own.iter().filter(|name| !submission(name)) {
+            self.warnings.push(format!(
+                "{name_of} has an -o {name} of its own in master.cf, and does not see that of \
+                 main.cf"
+            ));
+        }
+        for name_of in never {
+            self.remarks.push(format!("{name_of} asks no milter, by its receive_override_options"));
+        }
+    }
+
+    fn warn_of_chroot(&mut self, postfix: &Installed, address: &Address) {
+        let Address::Unix(path) = address else { return };
+        if path.starts_with(postfix.queue()) {
+            return;
+        }
+        let chrooted: Vec<_> =
+            postfix.smtpd().filter(|s| s.chrooted).map(|s| s.name.as_str()).collect();
+        if !chrooted.is_empty() {
+            self.warnings.push(format!(
+                "{} is chrooted to {} and will not find {}: mail would pass unasked. Listen below \
+                 that folder, or on inet:127.0.0.1:7421",
+                chrooted.join(", "),
+                postfix.queue().display(),
+                path.display()
+            ));
+        }
+    }
+
+    fn entry(&mut self, postfix: &Installed, kind: Kind, address: &Address) -> Option<String> {
+        let endpoint = list::endpoint(address, &postfix.queue());
+        if endpoint.is_none() {
+            self.warnings.push(format!("Postfix cannot be told of {address}"));
+        }
+        endpoint.map(|endpoint| kind.entry(&endpoint))
+    }
+}
+
+/// Where they stand.
+pub(super) fn ranges(found: &[Own]) -> Vec<std::ops::Range<usize>> {
+    found.iter().map(|own| own.range.clone()).collect()
+}
+
+/// Whether a list keeps Postfix from relaying for everybody.
+pub(super) fn protects(list: &str) -> bool {
+    words(list).into_iter().any(|word| PROTECTING.contains(&&list[word]))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,273 @@
+//! What is decided for the Postfixes that postmasters have.
+
+use super::*;
+use crate::tool::setup::installed::Service;
+
+const MILTER: &str =
+    "{ inet:127.0.0.1:7421, default_action=accept, connect_timeout=5s, command_timeout=5s }";
+const MAIL: &str =
+    "{ inet:127.0.0.1:7424, default_action=accept, connect_timeout=5s, command_timeout=5s }";
+const POLICY: &str =
+    "check_policy_service { inet:127.0.0.1:7422, default_action=DUNNO, timeout=5s }";
+
+/// A Postfix as it comes, with these lines of main.cf, and one smtpd. What stands in the lines is
+/// expanded as far as the stories need.
+fn postfix(main: &[(&str, &str)]) -> Installed {
+    let defaults = [
+        (RELAY, "permit_mynetworks, permit_sasl_authenticated, defer_unauth_destination"),
+        ("smtpd_reject_unlisted_recipient", "yes"),
+        ("milter_default_action", "tempfail"),
+        ("smtpd_policy_service_default_action", "451 4.3.5 Server configuration problem"),
+        ("queue_directory", "/var/spool/postfix"),
+    ];
+    let mut postfix = Installed::default();
+    for (name, value) in defaults.iter().chain(main) {
+        postfix.raw.insert((*name).into(), (*value).into());
+    }
+    postfix.named = main.iter().map(|(name, _)| (*name).to_owned()).collect();
+    postfix.expanded = postfix.raw.clone();
+    for value in postfix.expanded.values_mut() {
+        for (name, stands_for) in &postfix.raw {
+            *value = value.replace(&format!("${name}"), stands_for);
+        }
+    }
+    with(postfix, "smtp/inet", &[])
+}
+
+fn with(mut postfix: Installed, name: &str, options: &[(&str, &str)]) -> Installed {
+    postfix.services.push(Service {
+        name: name.into(),
+        chrooted: true,
+        command: "smtpd".into(),
+        options: options.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
+    });
+    postfix
+}
+
+fn doors(mx: &[&str], submission: &[&str], policy: &[&str]) -> Doors {
+    let addresses = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+    Doors { mx: addresses(mx), submission: addresses(submission), policy: addresses(policy) }
+}
+
+fn mx() -> Doors {
+    doors(&["inet:127.0.0.1:7421"], &[], &[])
+}
+
+fn policy() -> Doors {
+    doors(&[], &[], &["inet:127.0.0.1:7422"])
+}
+
+/// What the parameters become.
+fn becomes(plan: &Plan) -> Vec<(&str, Option<&str>)> {
+    let changes = plan.parameters.iter().chain(&plan.services);
+    changes.map(|change| (change.name.as_str(), change.becomes.as_deref())).collect()
+}
+
+/// Postfix after the changes.
+fn after(mut postfix: Installed, plan: &Plan) -> Installed {
+    for change in &plan.parameters {
+        let value = change.becomes.clone();
+        match value.is_some() {
+            true => postfix.named.insert(change.name.clone()),
+            false => postfix.named.remove(&change.name),
+        };
+        postfix.raw.insert(change.name.clone(), value.clone().unwrap_or_default());
+        postfix.expanded.insert(change.name.clone(), value.unwrap_or_default());
+    }
+    for change in &plan.services {
+        let (service, option) = change.name.rsplit_once('/').unwrap();
+        let service = postfix.services.iter_mut().find(|known| known.name == service).unwrap();
+        match &change.becomes {
+            Some(value) => {
+                let value = postfix.expanded.get(&value[1..]).cloned().unwrap_or_default();
+                service.options.insert(option.into(), value);
+            }
+            None => {
+                service.options.remove(option);
+            }
+        }
+    }
+    postfix
+}
+
+#[track_caller]
+fn says(said: &[String], words: &str) {
+    assert!(said.iter().any(|said| said.contains(words)), "{words} is not in {said:#?}");
+}
+
+#[test]
+fn the_milter_is_put_last_and_what_is_there_stays() {
+    for list in
+        ["", "inet:localhost:11332", "{ inet:a:1, protocol=6 },inet:b:2", "$opendkim unix:c"]
+    {
+        let before = postfix(&[(MILTERS, list)]);
+        let plan = Plan::set_up(&before, &mx());
+        let expected =
+            if list.is_empty() { MILTER.to_owned() } else { format!("{list}, {MILTER}") };
+        assert_eq!(becomes(&plan), [(MILTERS, Some(expected.as_str()))]);
+        assert_eq!(plan.warnings, [""; 0]);
+
+        let applied = after(before, &plan);
+        let again = Plan::set_up(&applied, &mx());
+        assert!(again.is_empty() && again.already.len() == 1, "{again:#?}");
+        let undone = Plan::taken_out(&applied, &mx());
+        let left = if list.is_empty() { None } else { Some(list) };
+        assert_eq!(becomes(&undone), [(MILTERS, left)]);
+        assert!(Plan::taken_out(&after(applied, &undone), &mx()).is_empty());
+    }
+}
+
+#[test]
+fn an_entry_that_would_put_mail_off_is_corrected_where_it_stands() {
+    let list = "inet:localhost:7421, inet:b:2";
+    let plan = Plan::set_up(&postfix(&[(MILTERS, list)]), &mx());
+    let mended = format!("{}, inet:b:2", MILTER.replace("127.0.0.1", "localhost"));
+    assert_eq!(becomes(&plan), [(MILTERS, Some(mended.as_str()))]);
+    says(&plan.remarks, "without default_action=accept");
+    says(&plan.remarks, "other milters stand behind postpone");
+
+    // Where all milters may be away, there is nothing to correct.
+    let plan =
+        Plan::set_up(&postfix(&[(MILTERS, list), ("milter_default_action", "accept")]), &mx());
+    assert!(plan.is_empty(), "{plan:#?}");
+}
+
+#[test]
+fn an_entry_behind_a_reference_counts_and_is_left_alone() {
+    for (milter, warnings) in [(MILTER, 0), ("inet:127.0.0.1:7421", 1)] {
+        let postfix = postfix(&[(MILTERS, "inet:a:1, $postpone"), ("postpone", milter)]);
+        let plan = Plan::set_up(&postfix, &mx());
+        assert!(plan.is_empty() && plan.warnings.len() == warnings, "{plan:#?}");
+        let plan = Plan::taken_out(&postfix, &mx());
+        assert!(plan.is_empty());
+        says(&plan.warnings, "names postpone, and is left to you");
+    }
+}
+
+#[test]
+fn a_policy_service_is_asked_last_and_never_behind_what_permits() {
+    let relay = "permit_mynetworks, reject_unauth_destination";
+    for (list, expected) in [
+        (None, format!("{BEFORE_US}, {POLICY}")),
+        (Some(relay), format!("{relay}, {POLICY}")),
+        (
+            Some("reject_unauth_destination permit"),
+            format!("reject_unauth_destination {POLICY} permit"),
+        ),
+        (Some("$mua_restrictions"), format!("$mua_restrictions, {POLICY}")),
+    ] {
+        let main: Vec<_> = list.map(|list| (RECIPIENT, list)).into_iter().collect();
+        let before = postfix(&main);
+        let plan = Plan::set_up(&before, &policy());
+        assert_eq!(
+            becomes(&plan),
+            [(RECIPIENT, Some(expected.as_str())), (END_OF_DATA, Some(POLICY))]
+        );
+        assert_eq!(plan.warnings, [""; 0]);
+        let applied = after(before, &plan);
+        let again = Plan::set_up(&applied, &policy());
+        assert!(again.is_empty() && again.already.len() == 2, "{again:#?}");
+        let undone = Plan::taken_out(&applied, &policy());
+        assert_eq!(becomes(&undone)[1], (END_OF_DATA, None));
+        assert_eq!(becomes(&undone)[0].1, list);
+    }
+}
+
+#[test]
+fn a_list_that_rejects_at_its_end_is_left_to_the_administrator() {
+    let plan = Plan::set_up(&postfix(&[(RECIPIENT, "permit_mynetworks, reject")]), &policy());
+    assert_eq!(becomes(&plan), [(END_OF_DATA, Some(POLICY))]);
+    says(&plan.warnings, "ends with reject");
+}
+
+#[test]
+fn relay_protection_that_is_missing_is_told_and_what_protects_is_not_taken_out() {
+    let open = postfix(&[(RELAY, ""), (RECIPIENT, "permit_mynetworks")]);
+    says(&Plan::set_up(&open, &policy()).warnings, "Postfix refuses to serve so");
+    // Here the words before us are the protection, whoever has written them.
+    let list = format!("{BEFORE_US}, {POLICY}");
+    let plan = Plan::taken_out(&postfix(&[(RELAY, ""), (RECIPIENT, &list)]), &policy());
+    assert_eq!(becomes(&plan), [(RECIPIENT, Some(BEFORE_US))]);
+}
+
+#[test]
+fn with_both_the_milter_is_set_up_and_the_policy_service_offered() {
+    let plan = Plan::set_up(
+        &postfix(&[]),
+        &doors(&["inet:127.0.0.1:7421"], &[], &["inet:127.0.0.1:7422"]),
+    );
+    assert_eq!(becomes(&plan), [(MILTERS, Some(MILTER))]);
+    says(&plan.remarks, POLICY);
+}
+
+#[test]
+fn a_submission_service_without_milters_gets_its_own_listener() {
+    let both = doors(&["inet:127.0.0.1:7421"], &["inet:127.0.0.1:7424"], &[]);
+    let before = with(with(postfix(&[]), "submission/inet", &[]), "127.0.0.1:465/inet", &[]);
+    let plan = Plan::set_up(&before, &both);
+    let reference = Some("$submission_milters");
+    let expected = [
+        (MILTERS, Some(MILTER)),
+        (SUBMISSION, Some(MAIL)),
+        ("submission/inet/smtpd_milters", reference),
+        ("127.0.0.1:465/inet/smtpd_milters", reference),
+    ];
+    assert_eq!(becomes(&plan), expected);
+    let applied = after(before, &plan);
+    let again = Plan::set_up(&applied, &both);
+    assert!(again.is_empty() && again.already.len() == 3, "{again:#?}");
+    let undone = Plan::taken_out(&applied, &both);
+    assert!(
+        undone.parameters.iter().chain(&undone.services).all(|change| change.becomes.is_none())
+    );
+    assert_eq!((undone.parameters.len(), undone.services.len()), (2, 2));
+    assert_eq!(undone.warnings, [""; 0]);
+}
+
+#[test]
+fn a_submission_service_with_milters_is_left_to_the_administrator() {
+    let both = doors(&["inet:127.0.0.1:7421"], &["inet:127.0.0.1:7424"], &[]);
+    let own = with(postfix(&[]), "submission/inet", &[(MILTERS, "inet:dkim:1")]);
+    let shared = with(postfix(&[(MILTERS, "inet:dkim:1")]), "submission/inet", &[]);
+    for postfix in [own, shared] {
+        let plan = Plan::set_up(&postfix, &both);
+        assert_eq!(plan.parameters.len(), 1, "{plan:#?}");
+        assert!(plan.services.is_empty(), "{plan:#?}");
+        let said = [plan.remarks, plan.warnings].concat();
+        says(&said, &format!("`submission_milters = inet:dkim:1, {MAIL}`"));
+    }
+}
+
+#[test]
+fn what_a_postmaster_would_stumble_over_is_told() {
+    let submission = with(postfix(&[]), "submission/inet", &[]);
+    says(&Plan::set_up(&submission, &mx()).warnings, "before they could log in");
+
+    let mut own = postfix(&[]);
+    own.services[0].options.insert(MILTERS.into(), String::new());
+    let plan = Plan::set_up(&own, &mx());
+    says(&plan.warnings, "smtp/inet has an -o smtpd_milters of its own");
+    says(&plan.warnings, "none asks postpone");
+
+    let again =
+        with(postfix(&[]), "127.0.0.1:10025/inet", &[("receive_override_options", "no_milters")]);
+    let plan = Plan::set_up(&again, &mx());
+    says(&plan.remarks, "smtpd_milters of main.cf holds for smtp/inet");
+    says(&plan.remarks, "127.0.0.1:10025/inet asks no milter");
+
+    let local = postfix(&[(MILTERS, "inet:a:1"), ("non_smtpd_milters", "$smtpd_milters")]);
+    says(&Plan::set_up(&local, &mx()).warnings, "say what is meant: non_smtpd_milters = inet:a:1");
+
+    let maps = postfix(&[("smtpd_milter_maps", "cidr:/etc/postfix/milters")]);
+    says(&Plan::set_up(&maps, &mx()).warnings, "smtpd_milter_maps is set");
+}
+
+#[test]
+fn a_socket_that_a_chrooted_smtpd_cannot_see_is_told() {
+    let plan = Plan::set_up(&postfix(&[]), &doors(&["unix:/run/postpone/milter.sock"], &[], &[]));
+    says(&plan.warnings, "smtp/inet is chrooted to /var/spool/postfix");
+    let below = doors(&["unix:/var/spool/postfix/postpone/milter.sock"], &[], &[]);
+    let plan = Plan::set_up(&postfix(&[]), &below);
+    assert_eq!(plan.warnings, [""; 0]);
+    assert!(becomes(&plan)[0].1.unwrap().contains("{ unix:postpone/milter.sock, "), "{plan:#?}");
+}
