@@ -2,7 +2,7 @@
 //! and each tells of its trouble and of nothing else.
 //!
 //! They are tried by `promtool`, which has no package of its own: that of Prometheus would start a
-//! server, so it is not installed but unpacked beside the build.
+//! server.
 
 #![allow(clippy::unwrap_used)] // what goes wrong in here has to fail the test
 
@@ -11,12 +11,12 @@ mod support;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use support::daemon::Daemon;
 use support::milter::*;
-use support::{Folder, wait_until};
+use support::{Folder, debian, wait_until};
 
 const RULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/prometheus/postpone.rules.yml");
 
@@ -149,29 +149,8 @@ const STORIES: &[Story] = &[
     },
 ];
 
-/// `promtool`, fetched by the first test that asks. Others wait for it, or find it whole.
 fn promtool() -> PathBuf {
-    let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    fs::create_dir_all(place).unwrap();
-    let ready = place.join("promtool");
-    let turn = fs::File::create(place.join("promtool.lock")).unwrap();
-    turn.lock().unwrap();
-    if !ready.is_dir() {
-        let begun = place.join("promtool.begun");
-        let _ = fs::remove_dir_all(&begun); // of one who was killed
-        fs::create_dir(&begun).unwrap();
-        let unpack = "apt-get download prometheus && dpkg-deb --fsys-tarfile prometheus_*.deb | \
-                      tar -x ./usr/bin/promtool && rm prometheus_*.deb";
-        let done = Command::new("sh").args(["-c", unpack]).current_dir(&begun).output().unwrap();
-        assert!(
-            done.status.success(),
-            "the alert rules are tried by promtool, and `apt-get download prometheus` failed (would \
-             `apt-get update` help?):\n{}",
-            String::from_utf8_lossy(&done.stderr)
-        );
-        fs::rename(&begun, &ready).unwrap();
-    }
-    ready.join("usr/bin/promtool")
+    debian::unpacked(&["prometheus"]).join("usr/bin/promtool")
 }
 
 #[track_caller]

@@ -6,13 +6,28 @@
 mod support;
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use support::daemon::Daemon;
 use support::milter::*;
-use support::{Folder, wait_until};
+use support::{Folder, debian, wait_until};
 
 const PACKAGING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/fail2ban");
+
+/// Installed, it would begin to watch the log of this host.
+fn fail2ban() -> PathBuf {
+    debian::unpacked(&["fail2ban"])
+}
+
+fn program(name: &str) -> Command {
+    let place = fail2ban();
+    let mut command = Command::new("/usr/bin/python3");
+    command
+        .env("PYTHONPATH", place.join("usr/lib/python3/dist-packages"))
+        .arg(place.join("usr/bin").join(name));
+    command
+}
 
 /// The addresses that the filter finds in these lines, one for each line that counts.
 fn found(lines: &[String]) -> Vec<String> {
@@ -21,18 +36,16 @@ fn found(lines: &[String]) -> Vec<String> {
     // The filter names one of fail2ban's own, which it looks for beside itself.
     let filters = folder.path().join("filter.d");
     fs::create_dir(&filters).unwrap();
-    for name in
-        ["/etc/fail2ban/filter.d/common.conf", &format!("{PACKAGING}/filter.d/postpone.conf")]
-    {
-        let to = filters.join(name.rsplit('/').next().unwrap());
-        fs::copy(name, to).unwrap_or_else(|e| panic!("{name}: {e}; apt-get install fail2ban"));
-    }
-    let output = Command::new("fail2ban-regex")
+    let common = fail2ban().join("etc/fail2ban/filter.d/common.conf");
+    fs::copy(common, filters.join("common.conf")).unwrap();
+    let ours = Path::new(PACKAGING).join("filter.d/postpone.conf");
+    fs::copy(ours, filters.join("postpone.conf")).unwrap();
+    let output = program("fail2ban-regex")
         .args(["--out", "ip"])
         .arg(log)
         .arg(filters.join("postpone.conf"))
         .output()
-        .unwrap_or_else(|error| panic!("fail2ban-regex: {error}; apt-get install fail2ban"));
+        .unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!said.contains("ERROR"), "{said}");
     String::from_utf8(output.stdout).unwrap().lines().map(Into::into).collect()
@@ -186,16 +199,16 @@ fn what_is_no_fault_of_the_client_does_not_count() {
 #[test]
 fn the_jail_can_be_used_and_is_off_until_somebody_wants_it() {
     let folder = Folder::new("fail2ban");
-    let copied = Command::new("cp").args(["-rT", "/etc/fail2ban"]).arg(folder.path()).status();
-    assert!(copied.unwrap().success(), "apt-get install fail2ban");
+    let own = fail2ban().join("etc/fail2ban");
+    let copied = Command::new("cp").arg("-rT").arg(own).arg(folder.path()).status();
+    assert!(copied.unwrap().success());
     for name in ["filter.d/postpone.conf", "jail.d/postpone.conf"] {
         fs::copy(format!("{PACKAGING}/{name}"), folder.path().join(name)).unwrap();
     }
     let jail = |overridden: &str| {
         folder.write("jail.d/postpone.local", overridden);
         let output =
-            Command::new("fail2ban-client").arg("-c").arg(folder.path()).arg("-d").output();
-        let output = output.unwrap_or_else(|e| panic!("fail2ban-client: {e}"));
+            program("fail2ban-client").arg("-c").arg(folder.path()).arg("-d").output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let said = String::from_utf8(output.stdout).unwrap();
         said.lines()

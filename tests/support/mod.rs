@@ -6,6 +6,7 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::print_stderr)]
 
 pub mod daemon;
+pub mod debian;
 pub mod front;
 pub mod milter;
 pub mod mx;

@@ -4,7 +4,7 @@
 //! build. It needs root and, for a host name, an /etc and a /dev/log of its own, namespaces.
 
 use super::postfix::DOMAIN;
-use super::{Folder, free_port, wait_until};
+use super::{Folder, debian, free_port, wait_until};
 use rustix::process::geteuid;
 use std::fs;
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 /// How this Sendmail calls itself: the name of its host, which must have a dot.
@@ -172,25 +172,14 @@ impl Log {
     }
 }
 
-/// The folder with Debian's packages, fetched and unpacked by the first test that asks, beside the
-/// build and for all later ones. Other test processes wait for it, or find it whole or not at all.
+/// The folder with Debian's packages.
 fn unpacked() -> PathBuf {
-    static ONCE: OnceLock<PathBuf> = OnceLock::new();
-    let fetch = || {
-        let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        fs::create_dir_all(place).unwrap();
-        let ready = place.join("sendmail");
-        let turn = fs::File::create(place.join("sendmail.lock")).unwrap();
-        turn.lock().unwrap();
-        if !ready.is_dir() {
-            let begun = place.join("sendmail.begun");
-            let _ = fs::remove_dir_all(&begun); // of one who was killed
-            unpack(&begun);
-            fs::rename(&begun, &ready).unwrap();
-        }
-        ready
-    };
-    ONCE.get_or_init(fetch).clone()
+    let folder = debian::unpacked(&PACKAGES);
+    // Its set-gid bit would make the loader ignore LD_LIBRARY_PATH.
+    let program = folder.join("usr/libexec/sendmail/sendmail");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))
+        .unwrap_or_else(|e| panic!("{}: {e}", program.display()));
+    folder
 }
 
 /// Whether there is a listener in the kernel's table of this protocol (proc_net_tcp.txt).
@@ -201,30 +190,6 @@ fn listens(protocol: &str, port: u16) -> bool {
         let fields: Vec<&str> = line.split_whitespace().collect();
         fields[1].ends_with(&format!(":{port:04X}")) && fields[3] == LISTENING
     })
-}
-
-fn unpack(to: &Path) {
-    let debs = to.join("debs");
-    fs::create_dir_all(&debs).unwrap();
-    let fetched =
-        Command::new("apt-get").arg("download").args(PACKAGES).current_dir(&debs).output();
-    let fetched = fetched.unwrap_or_else(|e| panic!("Sendmail comes from Debian: apt-get: {e}"));
-    assert!(
-        fetched.status.success(),
-        "the end-to-end tests need a real Sendmail, and `apt-get download {}` failed (would \
-         `apt-get update` help?):\n{}",
-        PACKAGES.join(" "),
-        String::from_utf8_lossy(&fetched.stderr)
-    );
-    for deb in fs::read_dir(&debs).unwrap() {
-        let deb = deb.unwrap().path();
-        let done = Command::new("dpkg").arg("-x").arg(&deb).arg(to).status();
-        assert!(done.expect("dpkg").success(), "dpkg -x {}", deb.display());
-    }
-    // Its set-gid bit would make the loader ignore LD_LIBRARY_PATH.
-    let program = to.join("usr/libexec/sendmail/sendmail");
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))
-        .unwrap_or_else(|e| panic!("{}: {e}", program.display()));
 }
 
 /// Where the unpacked libraries are: one folder, of the machine's name.
