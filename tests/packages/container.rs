@@ -156,14 +156,15 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
-        // What systemd takes for "power off"; without waiting for what runs in it.
+        if std::thread::panicking() {
+            let journal = self.run("journalctl --boot --lines=100 --no-pager 2>&1");
+            eprintln!("{}{}", said(&self.console), String::from_utf8_lossy(&journal.stdout));
+        }
+        // All that runs in it ends with its init.
         if let Some(init) = Pid::from_raw(self.init.cast_signed()) {
             let _ = kill_process(init, Signal::KILL);
         }
         let _ = self.nspawn.wait();
-        if std::thread::panicking() {
-            eprintln!("{}", said(&self.console));
-        }
     }
 }
 
