@@ -23,7 +23,22 @@ pub const GIVEN: &str = "/given";
 /// A client that is on no allowlist, as loopback is.
 pub const CLIENT: &str = "192.0.2.7";
 
+/// Two containers in one control group would take each other's groups away. These hosts may have no
+/// service manager that makes one.
+const IN_ITS_OWN_CGROUP: &str = r#"
+    for place in /sys/fs/cgroup /sys/fs/cgroup/systemd /sys/fs/cgroup/unified; do
+        if [ -e "$place/cgroup.procs" ]; then
+            mkdir "$place/$0" && echo $$ >"$place/$0/cgroup.procs" || exit 1
+        fi
+    done
+    exec "$@""#;
+const CGROUP_GONE: &str = r#"
+    for place in /sys/fs/cgroup /sys/fs/cgroup/systemd /sys/fs/cgroup/unified; do
+        [ ! -d "$place/$0" ] || find "$place/$0" -depth -type d -exec rmdir {} +
+    done"#;
+
 pub struct Container {
+    name: String,
     nspawn: Child,
     /// Its init, as this host numbers it.
     init: u32,
@@ -38,12 +53,14 @@ impl Container {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let console = Folder::new("console");
         let log = fs::File::create(console.path().join("log")).unwrap();
-        let mut nspawn = Command::new("systemd-nspawn")
+        let name = format!("postpone-{}-{number}", std::process::id());
+        let mut nspawn = Command::new("sh")
+            .args(["-c", IN_ITS_OWN_CGROUP, &name, "systemd-nspawn"])
             .args(["--quiet", "--register=no", "--keep-unit", "--boot", "--console=pipe"])
             .args(["--volatile=overlay", "--private-network"])
             // Systemd's own filter for containers does not know Landlock.
             .arg("--system-call-filter=landlock_create_ruleset landlock_add_rule landlock_restrict_self")
-            .arg(format!("--machine=postpone-{}-{number}", std::process::id()))
+            .arg(format!("--machine={name}"))
             .arg(format!("--bind-ro={}:{GIVEN}", given.display()))
             .arg("--directory")
             .arg(debian())
@@ -61,7 +78,7 @@ impl Container {
             let name = fs::read_to_string(format!("/proc/{init}/comm")).ok()?;
             (name == "systemd\n").then_some(init)
         });
-        let container = Self { nspawn, init, console };
+        let container = Self { name, nspawn, init, console };
         wait_until("the container's systemd", || {
             let state = container.run("systemctl is-system-running --wait");
             (state.stdout == b"running\n").then_some(())
@@ -165,6 +182,7 @@ impl Drop for Container {
             let _ = kill_process(init, Signal::KILL);
         }
         let _ = self.nspawn.wait();
+        let _ = Command::new("sh").args(["-c", CGROUP_GONE, &self.name]).status();
     }
 }
 
