@@ -20,7 +20,7 @@ Upstream-Name: postpone
 Comment:
  The program is linked with the crates below, whose sources are not part of this
  package. They are named by the folder that `cargo vendor` would put them into.
- Their own notices are whole in the file notices beside this one.
+ Their own notices are whole in notices.gz beside this one.
 
 Files: *
 Copyright: 2026, the authors of postpone
@@ -50,7 +50,7 @@ pub(crate) fn file(linked: &[Crate]) -> String {
     let licences = names.iter().map(|name| {
         let common = COMMON.iter().find(|(short, _)| short == name);
         let text = common.map_or_else(
-            || " The text is in the file notices beside this one.\n".to_owned(),
+            || " The text is in notices.gz beside this one.\n".to_owned(),
             |(_, file)| format!(" The text is in /usr/share/common-licenses/{file} on Debian.\n"),
         );
         format!("\nLicense: {name}\n{text}")

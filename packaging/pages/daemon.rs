@@ -1,4 +1,5 @@
-//! postpone(8): the daemon. What a log line says is told by the README, and taken from there.
+//! postpone(8): the daemon. What a line of the log says, what to do at night and what to guard is told
+//! by the README, and taken from there.
 
 use clap::CommandFactory;
 use postpone::tool::command::Cli;
@@ -9,49 +10,6 @@ use super::roff::{Page, bold, italic, name_of};
 use super::tools::about_text;
 
 const README: &str = include_str!("../../README.md");
-
-/// The headline above the table of the fields.
-const FIELDS: &str = "## Reading a line of the log";
-
-/// What to do when it must stop at once, as somebody needs it who is called at night.
-const TROUBLE: [(&str, &str); 6] = [
-    (
-        "Is it postpone?",
-        "The reply that the sender shows begins with this host's name and ends with `retry in N \
-         seconds`, and the log has a line with that client and `mode=enforce`.",
-    ),
-    (
-        "One sender must get through",
-        "`postpone ctl allow` ADDRESS `--for 7d`; it holds at once. For good: `allow` in [access].",
-    ),
-    ("One rule is wrong", "Set `mode = \"shadow\"` in it, and `postpone ctl reload`."),
-    (
-        "Everybody is told of maintenance",
-        "`postpone ctl maintenance off`; `postpone ctl status` says until when it would have been.",
-    ),
-    (
-        "All of it must go",
-        "`systemctl stop postpone`: with the MTA's settings above, mail passes unasked.",
-    ),
-    (
-        "Nothing is refused any more",
-        "Does it run? Is the rule in shadow mode, or the client in `allow`? Does `postpone ctl \
-         status` tell of own trouble?",
-    ),
-];
-
-const SECURITY: [&str; 4] = [
-    "The protocols of milters and policy services know no password. Who can connect to a listener can \
-     invent clients, and so use up the quotas of others. It cannot read mail, and cannot make the MTA \
-     accept what it would not. So listeners belong on loopback, or on \
-     a unix socket that the MTA alone may use.",
-    "The control socket answers root, the daemon's own user, the owner of the socket and the members \
-     of its group only. The metrics answer whoever can connect; they name no clients.",
-    "Nothing that a client sends makes the memory grow without bound, and none of it is written into \
-     the log unquoted: it can fill a field of a line, and can make no field and no line.",
-    "The folder of the state has a secret in its file `identity`, which every key is made with. A \
-     copy of the folder, or an export, is as confidential as a mail log.",
-];
 
 /// The page.
 pub(crate) fn page(date: &str) -> Result<String, String> {
@@ -74,19 +32,19 @@ pub(crate) fn page(date: &str) -> Result<String, String> {
     page.all_of(FILES, italic);
     page.section("ENVIRONMENT");
     page.all_of(VARIABLES, bold);
-    page.section("LOG");
-    let (before, fields, after) = log()?;
-    page.blocks(&before);
-    for (name, text) in fields {
-        page.entry(&[name_of(&name)], &[Block::Paragraph(text)]);
+    for (title, headline, named) in [
+        ("LOG", "Reading a line of the log", name_of as fn(&str) -> String),
+        ("WHEN SOMETHING IS WRONG", "When it is 3 a.m.", bold),
+        ("SECURITY", "Security", bold),
+    ] {
+        page.section(title);
+        for block in chapter(headline)? {
+            match block {
+                Piece::Row(name, text) => page.entry(&[named(&name)], &[Block::Paragraph(text)]),
+                Piece::Text(block) => page.blocks(&[block]),
+            }
+        }
     }
-    page.blocks(&after);
-    page.section("WHEN SOMETHING IS WRONG");
-    for (what, text) in TROUBLE {
-        page.entry(&[bold(what)], &[Block::Paragraph(text.into())]);
-    }
-    page.section("SECURITY");
-    SECURITY.iter().for_each(|text| page.paragraph(text));
     page.section("SEE ALSO");
     page.paragraph("`postpone`(1), `postpone.toml`(5), `postconf`(5), `journalctl`(1)");
     page.paragraph(
@@ -104,26 +62,33 @@ impl Page {
     }
 }
 
-/// Text around a table, and the rows of the table: what is named, and what is said of it.
-type AroundTable = (Vec<Block>, Vec<(String, String)>, Vec<Block>);
-
-/// How to read a line of the log, as the README tells it.
-fn log() -> Result<AroundTable, String> {
-    let (_, section) = README.split_once(FIELDS).ok_or(format!("README.md has no `{FIELDS}`"))?;
-    let (section, _) = section.split_once("\n## ").unwrap_or((section, ""));
-    let rows: Vec<_> = section.lines().filter_map(row).collect();
-    if rows.is_empty() {
-        return Err(format!("README.md, `{FIELDS}`: no rows such as | `field` | what it says |"));
-    }
-    let (before, rest) = section.split_once("\n|").unwrap_or((section, ""));
-    let after: Vec<_> = rest.lines().skip_while(|line| !line.is_empty()).collect();
-    Ok((markdown(before), rows, markdown(&after.join("\n"))))
+/// What a chapter of the README is made of.
+enum Piece {
+    /// A row of a table of two columns: what is named, and what is said of it.
+    Row(String, String),
+    Text(Block),
 }
 
-/// A row that begins with something between backticks; the head and the rule below it do not.
-fn row(line: &str) -> Option<(String, String)> {
+/// A chapter of the README, up to the next one or to what is below it.
+fn chapter(headline: &str) -> Result<Vec<Piece>, String> {
+    let missing = || format!("README.md has no `## {headline}`");
+    let (_, text) = README.split_once(&format!("\n## {headline}\n")).ok_or_else(missing)?;
+    let text = text.split("\n## ").next().unwrap_or(text);
+    let text = text.split("\n### ").next().unwrap_or(text);
+    let paragraphs = text.split("\n\n").map(|text| text.trim_matches('\n'));
+    let pieces =
+        paragraphs.filter(|text| !text.is_empty()).flat_map(|text| match text.chars().next() {
+            Some('|') => text.lines().filter_map(row).collect(),
+            _ => vec![Piece::Text(block(text))],
+        });
+    Ok(pieces.collect())
+}
+
+/// A row; the head of a table and the rule below it name nothing.
+fn row(line: &str) -> Option<Piece> {
     let (name, text) = line.strip_prefix("| ")?.strip_suffix(" |")?.split_once(" | ")?;
-    name.starts_with('`').then(|| (name.into(), capital(text)))
+    let is_row = !name.starts_with("---") && name != "field";
+    is_row.then(|| Piece::Row(name.into(), capital(&plain(text))))
 }
 
 fn capital(text: &str) -> String {
@@ -131,17 +96,29 @@ fn capital(text: &str) -> String {
     let first = rest.next().map(|first| first.to_uppercase().to_string());
     // What is code has a case of its own.
     let text = first.map_or(String::new(), |first| first + rest.as_str());
-    if text.ends_with('.') { text } else { text + "." }
+    if text.ends_with(['.', '?']) { text } else { text + "." }
 }
 
-/// Paragraphs, and what is indented by four as examples.
-fn markdown(text: &str) -> Vec<Block> {
-    let paragraphs = text.split("\n\n").map(|paragraph| paragraph.trim_matches('\n'));
-    let block = |text: &str| match text.strip_prefix("    ") {
+/// A paragraph, or what is indented by four: an example.
+fn block(text: &str) -> Block {
+    match text.strip_prefix("    ") {
         Some(_) => Block::Example(
             text.lines().map(|line| line.strip_prefix("    ").unwrap_or(line).into()).collect(),
         ),
-        None => Block::Paragraph(text.replace("**", "").replace('\n', " ")),
-    };
-    paragraphs.filter(|text| !text.is_empty()).map(block).collect()
+        None => Block::Paragraph(plain(text)),
+    }
+}
+
+/// Without what is bold, and with links as what they say.
+fn plain(text: &str) -> String {
+    let mut text = text.replace("**", "").replace('\n', " ");
+    while let Some((label, after)) = text.split_once("](") {
+        let (Some((before, label)), Some((_, after))) =
+            (label.rsplit_once('['), after.split_once(')'))
+        else {
+            break;
+        };
+        text = format!("{before}{label}{after}");
+    }
+    text
 }
