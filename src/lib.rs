@@ -23,7 +23,7 @@
 //! A module uses only those above it in this list; `tests/layers.rs` holds it.
 //!
 //! 1. [`clock`]: the time, and the only reader of the system's. [`setting`]: values as an
-//!    administrator writes them.
+//!    administrator writes them. [`exit`]: how a program ends.
 //! 2. [`smtp`]: the words of mail, values only; a [`smtp::reply::Reply`] cannot be wrong.
 //!    [`meter`]: the arithmetic of limits, which knows nothing of mail; keyed memory with a bound.
 //! 3. [`policy`]: the signals, one file each, that assess an event and settle.
@@ -78,6 +78,7 @@ pub mod clock;
 pub mod config;
 pub mod daemon;
 pub mod engine;
+pub mod exit;
 pub mod front;
 pub mod meter;
 pub mod policy;

@@ -8,7 +8,8 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use postpone::config::{Checked, Named, Settings, Unusable};
-use postpone::daemon::{self, exit};
+use postpone::daemon;
+use postpone::exit;
 use postpone::front::control::protocol::Request;
 use postpone::tool;
 use postpone::tool::check::{Verdict, check};
@@ -90,7 +91,7 @@ fn readable(file: &Option<PathBuf>, named: bool) -> Option<&Path> {
 fn say(error: &clap::Error) -> ExitCode {
     // Where nobody reads it, the exit code must do.
     let _ = error.print();
-    if error.use_stderr() { ctl::exit::USAGE.into() } else { ExitCode::SUCCESS }
+    if error.use_stderr() { exit::USAGE.into() } else { ExitCode::SUCCESS }
 }
 
 /// The settings in the file, or the built-in ones where there is none. What is wrong with them is

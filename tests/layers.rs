@@ -13,6 +13,7 @@ use std::path::Path;
 /// Modules of the crate by rank. One of the same rank is as forbidden as one above.
 const RANKS: &[(&str, u8)] = &[
     ("clock", 0),
+    ("exit", 0),
     ("setting", 0),
     ("smtp", 1),
     ("meter", 1),

@@ -14,9 +14,8 @@ use std::process::{Command, Output};
 use clap::CommandFactory;
 use pages::crates::{Crate, choice, may_be_shipped};
 use postpone::config::Settings;
-use postpone::daemon::exit as serve;
+use postpone::exit;
 use postpone::tool::command::Cli;
-use postpone::tool::ctl::exit as ctl;
 use postpone::tool::manual::{Exit, FILES, SERVE_EXITS, TOOL_EXITS};
 use support::Folder;
 
@@ -154,9 +153,9 @@ fn what_serve_says_of_itself_is_in_its_help_and_in_the_page() {
     let page = read("postpone.8");
     let help = support::daemon::postpone(&["serve", "--help"]);
     let help = String::from_utf8(help.stdout).unwrap();
-    for exit in SERVE_EXITS {
+    for Exit { code, .. } in SERVE_EXITS {
         for (place, text) in [("the page", &page), ("the help", &help)] {
-            assert!(text.contains(&format!(" {}", exit.code)), "{place}: {}", exit.code);
+            assert!(text.contains(&format!(" {code}")), "{place}: {code}");
         }
     }
     for word in ["SIGHUP", "SIGTERM", "NOTIFY_SOCKET", "/var/lib/postpone"] {
@@ -177,13 +176,22 @@ fn the_files_and_the_codes_that_are_told_are_the_true_ones() {
     let made: Vec<_> = made.map(|file| file.name).collect();
     assert_eq!(made.len(), 2, "the state and the socket: {made:?}");
     made.iter().for_each(|path| assert!(defaults.contains(path), "{path} in {defaults}"));
-    let says = |exits: &[Exit], code| exits.iter().any(|exit| exit.code == code);
-    for code in [serve::SYSTEM, serve::SOCKET, serve::STATE, serve::SETTINGS] {
+    let says = |exits: &[Exit], code| exits.iter().any(|told| told.code == code);
+    for code in [exit::SYSTEM, exit::OUTPUT, exit::STATE, exit::SETTINGS] {
         assert!(says(SERVE_EXITS, code), "{code}");
     }
-    let others = [serve::DATA, serve::INPUT, serve::SYSTEM, serve::OUTPUT, serve::STATE];
-    let asking = [ctl::UNAVAILABLE, ctl::PROTOCOL, ctl::PERMISSION, ctl::SETTINGS, ctl::VALUE];
-    for code in others.into_iter().chain(asking).chain([ctl::USAGE]) {
+    for code in [
+        exit::USAGE,
+        exit::DATA,
+        exit::INPUT,
+        exit::UNAVAILABLE,
+        exit::SYSTEM,
+        exit::OUTPUT,
+        exit::STATE,
+        exit::PROTOCOL,
+        exit::PERMISSION,
+        exit::SETTINGS,
+    ] {
         assert!(says(TOOL_EXITS, code), "{code}");
     }
     let readme = include_str!("../README.md");
@@ -191,7 +199,7 @@ fn the_files_and_the_codes_that_are_told_are_the_true_ones() {
     let codes = codes.lines().skip(2).map_while(|line| line.strip_prefix("| ")?.split(' ').next());
     let known = |code: &&str| {
         let mut all = SERVE_EXITS.iter().chain(TOOL_EXITS);
-        all.any(|exit| exit.code.to_string() == *code)
+        all.any(|told| told.code.to_string() == *code)
     };
     let strange: Vec<_> = codes.filter(|code| !known(code)).collect();
     assert!(strange.is_empty(), "the README tells of codes that the manual does not: {strange:?}");

@@ -8,12 +8,12 @@
 
 mod attend;
 mod confine;
-pub mod exit;
 pub mod log;
 mod prepare;
 mod reload;
 mod sampler;
 mod service;
+mod trouble;
 mod worker;
 
 use std::io;
@@ -30,13 +30,13 @@ use tracing::{error, info, warn};
 
 use self::attend::{Attendant, SWEEP_EVERY, Signals, Told};
 use self::confine::{Confined, Needs};
-use self::exit::Trouble;
 use self::log::Logging;
 use self::prepare::{Notes, Prepared};
 use self::reload::reload;
 use self::sampler::Sampler;
 use self::sampler::delay::Lateness;
 use self::service::Service;
+use self::trouble::Trouble;
 use self::worker::Worker;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Named, Settings};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tracing::{error, warn};
 
-use super::exit::Trouble;
+use super::trouble::Trouble;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Control, Named, Settings, State};
 use crate::engine::Engine;

@@ -2,37 +2,19 @@
 
 use std::fmt::{self, Display, Formatter};
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-
+use super::dial::dial;
 use super::explain::explained;
 use super::text::{status, time_and_rest};
 use crate::config::Control;
+use crate::exit;
 use crate::front::control::protocol::{
     AllowedNow, Answer, Forgot, Kind, Maintained, Reloaded, Request, Trouble,
 };
 use crate::front::control::status::whole;
 use crate::setting::OrNone;
-
-/// Exit codes of sysexits.h.
-pub mod exit {
-    /// EX_USAGE: the command line.
-    pub const USAGE: u8 = 64;
-    /// EX_DATAERR: what was asked for makes no sense to this daemon.
-    pub const VALUE: u8 = 65;
-    /// EX_UNAVAILABLE: no daemon answers.
-    pub const UNAVAILABLE: u8 = 69;
-    /// EX_PROTOCOL: what is there answers something else.
-    pub const PROTOCOL: u8 = 76;
-    /// EX_NOPERM: the daemon may not be asked.
-    pub const PERMISSION: u8 = 77;
-    /// EX_CONFIG: the settings cannot be used.
-    pub const SETTINGS: u8 = 78;
-}
 
 /// How long the daemon may take. It answers within milliseconds, but for what is to be on disk.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -83,7 +65,7 @@ impl Failed {
             Self::Strange(..) => exit::PROTOCOL,
             Self::Said(Trouble { kind, .. }) => match kind {
                 Kind::Request => exit::PROTOCOL,
-                Kind::Value => exit::VALUE,
+                Kind::Value => exit::DATA,
                 Kind::Permission => exit::PERMISSION,
                 Kind::Unavailable => exit::UNAVAILABLE,
             },
@@ -157,7 +139,7 @@ impl Place<'_> {
 fn ask(path: &Path, request: &Request) -> Result<Answer, Failed> {
     let nobody = |error| Failed::Nobody(path.into(), error);
     let strange = |error: serde_json::Error| Failed::Strange(path.into(), error.to_string());
-    let mut stream = dial(path).map_err(nobody)?;
+    let mut stream = dial(path, PATIENCE).map_err(nobody)?;
     let mut line = serde_json::to_vec(request).map_err(strange)?;
     line.push(b'\n');
     // Who turns us away does so before it reads; it has said why.
@@ -178,17 +160,6 @@ fn ask(path: &Path, request: &Request) -> Result<Answer, Failed> {
         Answer::Error(trouble) => Err(Failed::Said(trouble)),
         answer => Ok(answer),
     }
-}
-
-/// Connects within a time: a daemon that is stuck takes no connections.
-fn dial(path: &Path) -> io::Result<UnixStream> {
-    let socket =
-        net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    for end in [Timeout::Send, Timeout::Recv] {
-        set_socket_timeout(&socket, end, Some(PATIENCE))?;
-    }
-    net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    Ok(socket.into())
 }
 
 fn tell(answer: Answer, form: Form, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {

@@ -2,6 +2,7 @@
 //! variables. `--help` shows it, and the manual pages are made from it, so each stands here once.
 
 use super::command::DEFAULT_FILE;
+use crate::exit;
 
 /// One thing and what is said of it.
 #[derive(Clone, Copy, Debug)]
@@ -12,8 +13,7 @@ pub struct Entry {
     pub text: &'static str,
 }
 
-/// An exit code, and what it says. The programs' own lists are in the daemon, which is none of the
-/// tools' business, and in `ctl`; a test compares them.
+/// An exit code, and what it says.
 #[derive(Clone, Copy, Debug)]
 pub struct Exit {
     /// The number; those above 0 are of sysexits.h.
@@ -26,7 +26,7 @@ const fn entry(name: &'static str, text: &'static str) -> Entry {
     Entry { name, text }
 }
 
-const fn exit(code: u8, text: &'static str) -> Exit {
+const fn ended(code: u8, text: &'static str) -> Exit {
     Exit { code, text }
 }
 
@@ -66,44 +66,53 @@ pub const SIGNALS: &[Entry] = &[
 
 /// How `postpone serve` ends.
 pub const SERVE_EXITS: &[Exit] = &[
-    exit(0, "Stopped as told by a signal."),
-    exit(64, "The command line is wrong."),
-    exit(71, "The system would not give what every daemon needs, or a thread has failed."),
-    exit(
-        73,
+    ended(0, "Stopped as told by a signal."),
+    ended(exit::USAGE, "The command line is wrong."),
+    ended(
+        exit::SYSTEM,
+        "The system would not give what every daemon needs, or a thread has failed.",
+    ),
+    ended(
+        exit::OUTPUT,
         "An address or a socket could not be had. Those of [control] only if the file names them.",
     ),
-    exit(74, "The state cannot be used, or was not saved to its end."),
-    exit(78, "The settings cannot be used. To start again does not help before they are mended."),
+    ended(exit::STATE, "The state cannot be used, or was not saved to its end."),
+    ended(
+        exit::SETTINGS,
+        "The settings cannot be used. To start again does not help before they are mended.",
+    ),
 ];
 
 /// How everything else ends.
 pub const TOOL_EXITS: &[Exit] = &[
-    exit(0, "Done. `check`: the settings can be used, maybe with warnings."),
-    exit(64, "The command line is wrong."),
-    exit(
-        65,
+    ended(0, "Done. `check`: the settings can be used, maybe with warnings."),
+    ended(exit::USAGE, "The command line is wrong."),
+    ended(
+        exit::DATA,
         "`replay`: a line is no event; it says which. `state`: what was read is damaged, or not \
          what was expected; it says where. `ctl`, `explain`: what was asked for makes no sense to \
          this daemon: there is no such listener or id, or the time has passed or is too far ahead.",
     ),
-    exit(66, "`state import`: there is nothing to read."),
-    exit(
-        69,
+    ended(exit::INPUT, "`state import`: there is nothing to read."),
+    ended(
+        exit::UNAVAILABLE,
         "`ctl`, `explain`: no daemon answers. `setup`: there is no Postfix, or it could not be \
          reloaded.",
     ),
-    exit(71, "Nobody reads what was to be printed."),
-    exit(73, "`state export`, `setup`: a file could not be written."),
-    exit(
-        74,
+    ended(exit::SYSTEM, "Nobody reads what was to be printed."),
+    ended(exit::OUTPUT, "`state export`, `setup`: a file could not be written."),
+    ended(
+        exit::STATE,
         "`state`: the state cannot be used: there is none, a daemon is using it, or a later version \
          wrote it. Others: something could not be read or written.",
     ),
-    exit(76, "`ctl`, `explain`: what answers is no daemon of this version."),
-    exit(77, "`ctl`, `explain`: the daemon does not answer this user. `setup`: you are not root."),
-    exit(
-        78,
+    ended(exit::PROTOCOL, "`ctl`, `explain`: what answers is no daemon of this version."),
+    ended(
+        exit::PERMISSION,
+        "`ctl`, `explain`: the daemon does not answer this user. `setup`: you are not root.",
+    ),
+    ended(
+        exit::SETTINGS,
         "The settings cannot be used. `ctl reload`: the new ones cannot, and nothing has changed. \
          `setup`: `postfix check` refuses the change, and all is as it was.",
     ),

@@ -3,6 +3,7 @@
 pub mod check;
 pub mod command;
 pub mod ctl;
+mod dial;
 mod explain;
 pub mod foreign;
 pub mod manual;

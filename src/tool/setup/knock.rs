@@ -4,16 +4,14 @@ use std::ffi::CString;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use nix::unistd::{User, getgrouplist};
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::list::Kind;
 use crate::front::address::Address;
+use crate::tool::dial::dial;
 
 /// How long it may take, each step of it. The daemon answers within milliseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -38,7 +36,7 @@ pub(super) fn knock(address: &Address, kind: Kind) -> io::Result<()> {
             stream.set_write_timeout(Some(PATIENCE))?;
             Box::new(stream)
         }
-        Address::Unix(path) => Box::new(dial(path)?),
+        Address::Unix(path) => Box::new(dial(path, PATIENCE)?),
     };
     if kind == Kind::Policy {
         return Ok(());
@@ -69,15 +67,4 @@ pub(super) fn is_open_to(user: &str, path: &Path) -> bool {
         metadata.mode() >> shift & bit != 0
     };
     may(path, WRITE) && path.ancestors().skip(1).all(|folder| may(folder, ENTER))
-}
-
-/// Connects within a time: a daemon that is stuck takes no connections.
-fn dial(path: &Path) -> io::Result<UnixStream> {
-    let socket =
-        net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    for end in [Timeout::Send, Timeout::Recv] {
-        set_socket_timeout(&socket, end, Some(PATIENCE))?;
-    }
-    net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    Ok(socket.into())
 }

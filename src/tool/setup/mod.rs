@@ -19,14 +19,9 @@ use std::path::Path;
 use self::installed::Installed;
 use self::plan::{Doors, Plan};
 use self::tools::{Known, Tools};
-use super::ctl::exit;
 use crate::config::Settings;
+use crate::exit;
 use crate::front::address::Address;
-
-/// EX_CANTCREAT: Postfix's files could not be written.
-const OUTPUT: u8 = 73;
-/// EX_IOERR: nobody reads what we say.
-const UNHEARD: u8 = 74;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,8 +59,8 @@ impl Failed {
             Self::Missing(_) | Self::Untold(_) => exit::UNAVAILABLE,
             Self::Settings(_) | Self::Refused(_) => exit::SETTINGS,
             Self::Permission => exit::PERMISSION,
-            Self::Output(_) => OUTPUT,
-            Self::Unheard(_) => UNHEARD,
+            Self::Output(_) => exit::OUTPUT,
+            Self::Unheard(_) => exit::SYSTEM,
         }
     }
 }
