@@ -8,6 +8,7 @@
 #   make packages         a deb and an rpm, in packaging/out
 #   make test-packages    installs, upgrades and removes them in a Debian that boots, and builds them
 #                         once more to compare
+#   make build            builds what is installed
 #   make install          installs it from here, below PREFIX (/usr/local), and DESTDIR if that is set
 #
 # And one for who changes what a score is made of:
@@ -21,7 +22,7 @@
 
 export PATH := $(PATH):/usr/sbin:/sbin:$(HOME)/.cargo/bin
 
-.PHONY: help demo test packages test-packages install bench-detect
+.PHONY: help demo test packages test-packages build install bench-detect
 
 DETECT ?= ../shared/detect
 
@@ -42,16 +43,24 @@ test:
 
 packages:
 	packaging/tools packages
-	packaging/packages
+	$(MAKE) build
+	packaging/pack packaging/out/postpone packaging/out/pages packaging/out
+	ls -l packaging/out/*.deb packaging/out/*.rpm
 
 test-packages: packages
 	packaging/tools test-packages
+	cargo clippy --locked --test packages -- -D warnings
 	cargo test --locked --test packages $(RUN_BY_ROOT)
 	packaging/reproduce
 
-install:
+build:
+	rm -rf packaging/out
+	program=$$(packaging/build) && install -D "$$program" packaging/out/postpone
 	cargo run --quiet --locked --example pages -- packaging/out/pages
-	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/install "$$(packaging/build)" packaging/out/pages
+
+install:
+	@test -d packaging/out/pages || { echo 'first: make build' >&2; exit 1; }
+	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/install packaging/out/postpone packaging/out/pages
 
 # Cargo itself knows where it puts the program, and a name with blanks in it is left whole.
 bench-detect:

@@ -300,6 +300,13 @@ impl Telemetry {
         });
     }
 
+    /// Since when the process has run.
+    pub fn started(&self, at: Time) {
+        with_local_recorder(&self.recorder, || {
+            gauge!(names::STARTED).set(Duration::from_nanos(at.as_nanos()).as_secs_f64());
+        });
+    }
+
     /// What tables have come to.
     pub fn table_sizes(&self, sizes: impl Iterator<Item = (&'static str, Size)>) {
         with_local_recorder(&self.recorder, || {
@@ -521,6 +528,8 @@ mod names {
     pub(super) const SUSPENDED: &str = "postpone_greylist_suspended";
     pub(super) const RELOADS: &str = "postpone_reloads_total";
     pub(super) const BUILD: &str = "postpone_build_info";
+    /// As Prometheus's own clients call it.
+    pub(super) const STARTED: &str = "process_start_time_seconds";
 }
 
 fn describe() {
@@ -557,6 +566,7 @@ fn describe() {
     );
     describe_counter!(names::RELOADS, "Attempts to read the settings again");
     describe_gauge!(names::BUILD, "The version that runs");
+    describe_gauge!(names::STARTED, "When the process was started, in seconds since 1970");
 }
 
 #[cfg(test)]

@@ -67,8 +67,8 @@ const STORIES: &[Story] = &[
     Story {
         what: "it is started again and again",
         samples: &[(
-            "postpone_events_total{event=\"connect\"}",
-            "0+9x5 0+9x5 0+9x5 0+9x5 0+9x5 0+9x200",
+            "process_start_time_seconds{job=\"postpone\"}",
+            "100x5 101x5 102x5 103x5 104x5 105x200",
         )],
         told: &[(10, &[]), (40, &["PostponeRestarts"]), (200, &[])],
     },
@@ -226,7 +226,8 @@ fn what_the_rules_ask_for_is_what_the_daemon_tells() {
         rules.split("expr:").skip(1).map(|rule| rule.split("labels:").next().unwrap());
     let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let words = expressions.flat_map(|text| text.split(move |c| !is_part(c)));
-    let asked: BTreeSet<_> = words.filter(|word| word.starts_with("postpone_")).collect();
+    let is_metric = |word: &&str| word.starts_with("postpone_") || word.starts_with("process_");
+    let asked: BTreeSet<_> = words.filter(is_metric).collect();
     assert!(asked.len() > 10, "{asked:?}");
     for metric in asked {
         let is_it =

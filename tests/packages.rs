@@ -168,29 +168,54 @@ fn a_version_that_could_not_read_the_state_is_not_installed_by_rpm() {
 }
 
 #[test]
+fn the_state_is_looked_at_where_the_settings_have_put_it() {
+    let container = host(Package::Deb, "new");
+    // TOML has more than one way to say it.
+    container.write(FILE, &format!("state = {{ path = '/srv/postpone' }}\n{SETTINGS}"));
+    container.write(
+        "/etc/systemd/system/postpone.service.d/state.conf",
+        "[Service]\nReadWritePaths=/srv/postpone\n",
+    );
+    container.does("install --directory --owner=postpone --mode=0700 /srv/postpone");
+    container.does("systemctl daemon-reload; systemctl restart postpone; systemctl stop postpone");
+    container.does("sed --in-place '1s/.*/postpone state 1000/' /srv/postpone/identity");
+    let said = container.refuses(&Package::Deb.upgrade("old"));
+    assert!(said.contains("/srv/postpone has state of version 1000"), "{said}");
+}
+
+#[test]
 fn removed_the_deb_leaves_settings_and_state_and_purged_nothing() {
     let fresh = Container::boot(made()).files();
     let container = host(Package::Deb, "new");
     known(&container);
 
-    let said = container.does("apt-get remove --yes postpone");
+    let said = container.does(Package::Deb.remove());
     assert!(said.contains("Postfix still asks it"), "{said}");
     container.refuses("systemctl is-active postpone");
     container.does(&format!(
         "test -e {FILE} && test -e /var/lib/postpone/identity && ! test -e /usr/bin/postpone"
     ));
-    let told = container.send("192.0.2.7");
+    let told = container.send("192.0.2.9");
+    assert!(told.starts_with("250"), "{told}");
+
+    // Installed again, it knows whom it knew.
+    container.does(&Package::Deb.install("new"));
+    container.does("systemctl is-active postpone");
+    let told = container.send(CLIENT);
     assert!(told.starts_with("250"), "{told}");
 
     container.does("apt-get purge --yes postpone");
     assert_eq!(container.files(), fresh);
+    let left = "find / -name '*postpone*' -not -path '/proc/*' -not -path '/sys/*' \
+                -not -path '/given/*' -not -path '/var/cache/*' -not -path '/var/log/*'";
+    assert_eq!(container.does(left), "");
     container.refuses("getent passwd postpone || getent group postpone");
 }
 
 #[test]
 fn erased_the_rpm_leaves_settings_and_state() {
     let container = host(Package::Rpm, "new");
-    container.does("rpm --erase postpone");
+    container.does(Package::Rpm.remove());
     container.refuses("systemctl is-active postpone");
     container.does(&format!("test -e {FILE}.rpmsave && test -e /var/lib/postpone/identity && ! test -e /usr/bin/postpone"));
     let told = container.send(CLIENT);
@@ -231,16 +256,24 @@ fn killed_or_hung_it_is_started_again_and_mail_passes_meanwhile() {
     assert!(journal.contains("Watchdog timeout"), "{journal}");
 }
 
+/// As the README says it.
+fn hold_sockets(container: &Container) {
+    container.does("systemctl stop postpone.service");
+    container.does("systemctl enable --now postpone.socket");
+    container.does("systemctl start postpone.service");
+}
+
 #[test]
 fn with_the_socket_held_by_systemd_a_restart_refuses_no_session() {
     let container = host(Package::Deb, "new");
     known(&container);
     // Whoever is not served is told, instead of passing.
-    container.does("postconf -e milter_default_action=tempfail && sed --in-place s/default_action=accept/default_action=tempfail/ /etc/postfix/main.cf && postfix reload");
-    container
-        .does("systemctl disable --now postpone.service && systemctl enable --now postpone.socket");
+    let strict = "s/default_action=accept/default_action=tempfail/";
+    container.does(&format!("sed --in-place {strict} /etc/postfix/main.cf && postfix reload"));
+    hold_sockets(&container);
 
-    // The first session starts it.
+    // Stopped, the first session starts it.
+    container.does("systemctl stop postpone.service");
     let told = container.send(CLIENT);
     assert!(told.starts_with("250"), "{told}");
     container.does("systemctl is-active postpone.service");
@@ -254,6 +287,89 @@ fn with_the_socket_held_by_systemd_a_restart_refuses_no_session() {
     assert!(journal.matches("stopped").count() >= 2, "{journal}");
     let mail_log = container.does("journalctl --unit='postfix*' --output=cat");
     assert!(!mail_log.contains("milter inet:127.0.0.1:7421: "), "{mail_log}");
+}
+
+#[test]
+fn a_unix_socket_that_systemd_holds_outlives_a_restart() {
+    let socket = "/run/postpone/milter.sock";
+    let container = host(Package::Deb, "new");
+    container.write(FILE, &format!("{SETTINGS}[[listen]]\nmilter = \"unix:{socket}\"\n"));
+    container.write(
+        "/etc/systemd/system/postpone.socket.d/unix.conf",
+        &format!("[Socket]\nListenStream=\nListenStream={socket}\n"),
+    );
+    container.does("systemctl daemon-reload");
+    hold_sockets(&container);
+    for restarts in 0..2 {
+        let mut mta =
+            Mta::with_client(&format!("unix:{}", container.outside(socket).display()), CLIENT);
+        assert_eq!(mta.ask(&helo("mx.example.net")), "continue", "after {restarts} restarts");
+        mta.tell(&quit());
+        mta.closed();
+        container.does("systemctl restart postpone.service");
+    }
+}
+
+fn a_host_whose_socket_systemd_holds_is_upgraded_and_freed(package: Package) {
+    let container = host(package, "old");
+    hold_sockets(&container);
+    container.does(&package.upgrade("new"));
+    container.does("systemctl is-active postpone.socket postpone.service");
+    known(&container);
+    container.does(package.remove());
+    container.refuses("systemctl is-active postpone.socket");
+    container.refuses("ss --listening --numeric --tcp | grep 7421");
+    let told = container.send("192.0.2.9");
+    assert!(told.starts_with("250"), "{told}");
+    container.refuses("systemctl is-active postpone.service");
+}
+
+#[test]
+fn a_host_whose_socket_systemd_holds_is_upgraded_and_freed_with_the_deb() {
+    a_host_whose_socket_systemd_holds_is_upgraded_and_freed(Package::Deb);
+}
+
+#[test]
+fn a_host_whose_socket_systemd_holds_is_upgraded_and_freed_with_the_rpm() {
+    a_host_whose_socket_systemd_holds_is_upgraded_and_freed(Package::Rpm);
+}
+
+fn with_settings_that_it_cannot_use_the_older_one_goes_on(package: Package) {
+    let container = host(package, "old");
+    let pid = show(&container, "MainPID");
+    container.write(FILE, "[greylist]\nmode = \"on\"\n");
+    let said = container.does(&package.upgrade("new"));
+    assert!(said.contains(&format!("{FILE}:2:")), "{said}");
+    assert_eq!(show(&container, "MainPID"), pid);
+    known(&container);
+}
+
+#[test]
+fn with_settings_that_it_cannot_use_the_older_one_goes_on_with_the_deb() {
+    with_settings_that_it_cannot_use_the_older_one_goes_on(Package::Deb);
+}
+
+#[test]
+fn with_settings_that_it_cannot_use_the_older_one_goes_on_with_the_rpm() {
+    with_settings_that_it_cannot_use_the_older_one_goes_on(Package::Rpm);
+}
+
+fn who_has_switched_it_off_finds_it_so_after_an_upgrade(package: Package) {
+    let container = host(package, "old");
+    container.does("systemctl disable --now postpone.service");
+    container.does(&package.upgrade("new"));
+    container.refuses("systemctl is-active postpone.service");
+    container.refuses("systemctl is-enabled postpone.service");
+}
+
+#[test]
+fn who_has_switched_it_off_finds_it_so_after_an_upgrade_of_the_deb() {
+    who_has_switched_it_off_finds_it_so_after_an_upgrade(Package::Deb);
+}
+
+#[test]
+fn who_has_switched_it_off_finds_it_so_after_an_upgrade_of_the_rpm() {
+    who_has_switched_it_off_finds_it_so_after_an_upgrade(Package::Rpm);
 }
 
 #[test]
@@ -311,6 +427,17 @@ fn the_tools_of_debian_and_red_hat_find_nothing_to_say() {
 }
 
 #[test]
+fn each_release_has_its_day_in_the_changelogs() {
+    let deb = sh(
+        "dpkg-deb --fsys-tarfile old.deb | tar -xO ./usr/share/doc/postpone/changelog.gz | zcat",
+    );
+    assert!(deb.contains("postpone (0.0.8) stable"), "{deb}");
+    assert!(deb.contains("  Thu, 02 Jan 2025 00:00:00 +0000"), "{deb}");
+    let rpm = sh("rpm -qp --changelog old.rpm");
+    assert!(rpm.contains("* Thu Jan 02 2025") && rpm.contains("- 0.0.8-1"), "{rpm}");
+}
+
+#[test]
 fn the_rpm_has_what_it_is_to_have_and_asks_for_what_el_9_has() {
     let files = sh("rpm -qp --list new.rpm");
     for file in [
@@ -333,7 +460,7 @@ fn the_rpm_has_what_it_is_to_have_and_asks_for_what_el_9_has() {
     let needs = sh("rpm -qp --requires new.rpm");
     for line in needs.lines() {
         let known = ["/bin/sh", "config(postpone)", "libc.so.6", "libm.so.6", "libgcc_s.so.1"];
-        let known = known.iter().chain(&["ld-linux", "rpmlib(", "rtld(GNU_HASH)", "shadow-utils"]);
+        let known = known.iter().chain(&["ld-linux", "rpmlib(", "rtld(GNU_HASH)"]);
         assert!(line == "systemd" || known.into_iter().any(|it| line.starts_with(it)), "{needs}");
     }
     let scripts = sh("rpm -qp --scripts new.rpm");

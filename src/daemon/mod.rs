@@ -133,9 +133,11 @@ impl Daemon<'_> {
         if let Some(listener) = metrics {
             main.spawn(http::serve(listener, engine.clone()));
         }
+        let since = engine.now();
+        engine.telemetry().started(since);
         let (reloads, mut asked) = mpsc::channel(1);
         if let Some(socket) = control {
-            let (engine, since, listeners) = (engine.clone(), engine.now(), listeners.clone());
+            let (engine, listeners) = (engine.clone(), listeners.clone());
             main.spawn(control::serve(socket, control::Desk { engine, since, listeners, reloads }));
         }
         for socket in sockets {

@@ -141,7 +141,17 @@ impl Ownership {
             Ok(Some(group)) => Ok(group.gid.as_raw()),
             _ => Err(unknown("group", name)),
         });
-        std::os::unix::fs::chown(path, owner.transpose()?, group.transpose()?)?;
+        let given = std::os::unix::fs::chown(path, owner.transpose()?, group.transpose()?);
+        given.map_err(|error| match (error.kind(), &self.group) {
+            (ErrorKind::PermissionDenied, Some(group)) => io::Error::new(
+                ErrorKind::PermissionDenied,
+                format!(
+                    "it may not be given to group {group:?}, as this user is not in it: a unit says \
+                     SupplementaryGroups={group}"
+                ),
+            ),
+            _ => error,
+        })?;
         fs::set_permissions(path, fs::Permissions::from_mode(self.mode))
     }
 }

@@ -3,7 +3,7 @@
 //! loopback of its own, and what is written goes with it: the folder it was made in stays as it was.
 
 // Nothing outside this test crate could reach it.
-#![allow(unreachable_pub, clippy::unwrap_used)]
+#![allow(unreachable_pub, clippy::unwrap_used, clippy::print_stderr)]
 
 use std::fs;
 use std::io::ErrorKind;
@@ -123,13 +123,18 @@ impl Container {
         (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// Where this host finds a file of it.
+    pub fn outside(&self, path: &str) -> PathBuf {
+        format!("/proc/{}/root{path}", self.init).into()
+    }
+
     pub fn read(&self, path: &str) -> String {
         self.does(&format!("cat {path}"))
     }
 
     /// Writes a file in it, as its root.
     pub fn write(&self, path: &str, text: &str) {
-        let outside = PathBuf::from(format!("/proc/{}/root{path}", self.init));
+        let outside = self.outside(path);
         fs::create_dir_all(outside.parent().unwrap()).unwrap();
         fs::write(&outside, text).unwrap_or_else(|e| panic!("{path}: {e}"));
     }

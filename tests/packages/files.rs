@@ -2,7 +2,7 @@
 //! shipped, since no earlier version has been released.
 
 // Nothing outside this test crate could reach it.
-#![allow(unreachable_pub, clippy::unwrap_used)]
+#![allow(unreachable_pub, clippy::unwrap_used, clippy::print_stderr)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -46,6 +46,14 @@ impl Package {
                  {GIVEN}/{name}.deb"
             ),
             Self::Rpm => format!("rpm --upgrade --oldpackage --nodeps {GIVEN}/{name}.rpm"),
+        }
+    }
+
+    /// The command that removes it.
+    pub fn remove(self) -> &'static str {
+        match self {
+            Self::Deb => "apt-get remove --yes postpone",
+            Self::Rpm => "rpm --erase postpone",
         }
     }
 
@@ -127,6 +135,7 @@ fn pack_older(place: &Path) {
         cd "$PLACE"
         sed -i "0,/^version = /s/^version = .*/version = \"$OLD\"/" Cargo.toml
         sed -i "s/^## $VERSION - /## $OLD - /" packaging/CHANGELOG.md
+        printf '\n## 0.0.8 - 2025-01-02\n\n- An older one still.\n' >>packaging/CHANGELOG.md
         echo '# An older default.' >>conf/postpone.toml
         packaging/pack unpacked/usr/bin/postpone "$CHECKOUT/packaging/out/pages" out"#);
 }

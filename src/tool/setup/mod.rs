@@ -221,7 +221,8 @@ impl Said<'_> {
                 writeln!(
                     err,
                     "warning: Postfix's user {user} may not use {}, and mail would pass unasked: \
-                     its [[listen]] needs socket_group = \"{user}\"",
+                     its [[listen]] needs socket_group = \"{user}\", and postpone's user must \
+                     be in that group",
                     path.display()
                 )?;
             }
