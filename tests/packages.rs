@@ -310,6 +310,25 @@ fn a_unix_socket_that_systemd_holds_outlives_a_restart() {
     }
 }
 
+#[test]
+fn a_socket_is_given_to_a_group_that_the_unit_names() {
+    let socket = "/run/postpone/milter.sock";
+    let container = host(Package::Deb, "new");
+    let listen = format!("[[listen]]\nmilter = \"unix:{socket}\"\nsocket_group = \"postfix\"\n");
+    container.write(FILE, &format!("{SETTINGS}{listen}"));
+    container.refuses("systemctl restart postpone");
+    let journal = container.does("journalctl --unit=postpone --output=cat");
+    assert!(journal.contains("SupplementaryGroups=postfix"), "{journal}");
+
+    container.write(
+        "/etc/systemd/system/postpone.service.d/group.conf",
+        "[Service]\nSupplementaryGroups=postfix\n",
+    );
+    container.does("systemctl daemon-reload; systemctl restart postpone");
+    let owner = container.does(&format!("stat --format='%U %G %a' {socket}"));
+    assert_eq!(owner.trim(), "postpone postfix 660");
+}
+
 fn a_host_whose_socket_systemd_holds_is_upgraded_and_freed(package: Package) {
     let container = host(package, "old");
     hold_sockets(&container);

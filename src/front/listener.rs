@@ -63,12 +63,15 @@ impl Bound {
                 if let Some(parent) = path.parent() {
                     fs::DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
                 }
-                // Until it has its owner and mode, nobody may use it.
-                let before = rustix::process::umask(Mode::RWXU | Mode::RWXG | Mode::RWXO);
+                // Until it has its owner and mode, nobody else may use it. We may: should it be left
+                // behind, that is how we see that nobody serves it.
+                let before = rustix::process::umask(Mode::RWXG | Mode::RWXO);
                 let listener = unix::UnixListener::bind(path);
                 rustix::process::umask(before);
                 let listener = listener?;
-                ownership.apply(path)?;
+                ownership.apply(path).inspect_err(|_| {
+                    let _ = fs::remove_file(path);
+                })?;
                 listener.set_nonblocking(true)?;
                 Ok(Self::Unix(listener))
             }
