@@ -1,15 +1,15 @@
 # Two commands for a Debian machine that has Rust; what else they need they install.
 #
-#   make demo    a private Postfix with postpone, and clients that are told to come back later
-#   make test    format, lints, documentation, and every test, those with a real Postfix too
+#   make demo            a private Postfix with postpone, and clients that are told to come back later
+#   make test            format, lints, documentation, and every test, those with a real Postfix too
 #
-# Three for who installs it:
+# Four for who installs it:
 #
-#   make packages         a deb and an rpm, in packaging/out
-#   make test-packages    installs, upgrades and removes them in a Debian that boots, and builds them
-#                         once more to compare
-#   make build            builds what is installed
-#   make install          installs it from here, below PREFIX (/usr/local), and DESTDIR if that is set
+#   make packages        a deb and an rpm, in packaging/out
+#   make test-packages   installs, upgrades and removes them in a Debian that boots, and builds them
+#                        once more to compare
+#   make build           builds what is installed
+#   make install         installs it from here, below PREFIX (/usr/local), and DESTDIR if that is set
 #
 # And one for who changes what a score is made of:
 #

@@ -35,6 +35,7 @@ pub(crate) fn page(date: &str) -> Result<String, String> {
     for (title, headline, named) in [
         ("LOG", "Reading a line of the log", name_of as fn(&str) -> String),
         ("WHEN SOMETHING IS WRONG", "When it is 3 a.m.", bold),
+        ("UNDER SYSTEMD", "Under systemd", bold),
         ("SECURITY", "Security", bold),
     ] {
         page.section(title);
