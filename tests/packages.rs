@@ -82,6 +82,10 @@ fn the_first_hour(package: Package) {
         show(&container, "StatusText")
     );
 
+    for policy in ["small-site", "large-mx", "submission"] {
+        let file = format!("/usr/share/doc/postpone/examples/{policy}.toml");
+        container.does(&format!("postpone check --config {file}"));
+    }
     container.write(FILE, SETTINGS);
     container.does("systemctl reload postpone");
     let shown = container.does("postpone setup postfix");
@@ -329,6 +333,25 @@ fn a_socket_is_given_to_a_group_that_the_unit_names() {
     assert_eq!(owner.trim(), "postpone postfix 660");
 }
 
+#[test]
+fn a_postfix_in_its_chroot_asks_by_a_unix_socket_with_the_drop_in() {
+    let container = host(Package::Deb, "new");
+    container.does("postpone setup postfix --undo");
+    container.does("postconf -F smtp/inet/chroot=y");
+    let listen = "[[listen]]\nmilter = \"unix:/var/spool/postfix/postpone/milter.sock\"\n\
+                  socket_group = \"postfix\"\nsocket_mode = \"0660\"\n";
+    container.write(FILE, &format!("{SETTINGS}{listen}"));
+    container.does("install -d -o postpone -g postfix -m 0750 /var/spool/postfix/postpone");
+    let place = "/etc/systemd/system/postpone.service.d";
+    let example = "/usr/share/doc/postpone/examples/systemd/chroot-socket.conf";
+    container.does(&format!("mkdir -p {place} && cp {example} {place}/"));
+    container.does("systemctl daemon-reload; systemctl restart postpone");
+    let said = container.does("postpone setup postfix --apply");
+    assert!(said.contains("unix:postpone/milter.sock"), "{said}");
+    assert!(!said.contains("warning"), "{said}");
+    known(&container);
+}
+
 fn a_host_whose_socket_systemd_holds_is_upgraded_and_freed(package: Package) {
     let container = host(package, "old");
     hold_sockets(&container);
@@ -500,6 +523,9 @@ fn the_rpm_runs_in_an_empty_root_with_nothing_but_the_libraries_it_asks_for() {
     ));
     let said = sh(&format!("chroot '{place}' postpone --version"));
     assert_eq!(said.trim(), concat!("postpone ", env!("CARGO_PKG_VERSION")));
+    let alone =
+        Command::new("chroot").arg(root.path()).args(["postpone", "setup", "postfix"]).output();
+    assert_eq!(alone.unwrap().status.code(), Some(69), "there is no Postfix");
     let (milter, http) = (free_port(), free_port());
     root.write(
         "etc/postpone/postpone.toml",
