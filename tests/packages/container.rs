@@ -20,8 +20,9 @@ use super::support::{Folder, wait_until};
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,postfix,iproute2,rpm";
 /// Where the container sees the folder that it was given.
 pub const GIVEN: &str = "/given";
-/// A client that is on no allowlist, as loopback is.
+/// Clients that are on no allowlist, as loopback is, of two networks.
 pub const CLIENT: &str = "192.0.2.7";
+pub const STRANGER: &str = "198.51.100.7";
 
 /// Two containers in one control group would take each other's groups away. These hosts may have no
 /// service manager that makes one.
@@ -84,7 +85,7 @@ impl Container {
             (state.stdout == b"running\n").then_some(())
         });
         container.does(&format!(
-            "ip address add {CLIENT}/24 dev lo && useradd --create-home bob &&
+            "ip address add {CLIENT} dev lo && ip address add {STRANGER} dev lo && useradd --create-home bob &&
              postconf -e mydestination=example.org,localhost smtpd_peername_lookup=no &&
              systemctl restart postfix"
         ));
