@@ -339,6 +339,22 @@ fn a_file_that_cannot_be_written_stays_as_it_is() {
 }
 
 #[test]
+fn the_postfix_is_the_one_that_its_own_programs_would_take() {
+    let daemon = Daemon::start("");
+    let postfix = Postfix::plain().start();
+    let output = Command::new(env!("CARGO_BIN_EXE_postpone"))
+        .args(["setup", "postfix", "--apply", "--config"])
+        .arg(&daemon.config)
+        .env("MAIL_CONFIG", postfix.folder())
+        .output()
+        .unwrap();
+    let (out, _) = done(&output);
+    assert!(out.contains(&postfix.folder().display().to_string()), "{out}");
+    let milters = postconf(&postfix, &["-h", "smtpd_milters"]);
+    assert_eq!(milters.trim(), milter(&daemon.endpoint));
+}
+
+#[test]
 fn who_may_not_or_says_it_wrong_is_told_so() {
     let daemon = Daemon::start("");
     let postfix = Postfix::plain().start();

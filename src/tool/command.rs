@@ -145,8 +145,8 @@ pub enum Setup {
         /// listener that has got another address meanwhile is not recognised: undo first.
         #[arg(long)]
         undo: bool,
-        /// Where main.cf is, if there are several instances of Postfix [default: what `postconf -h
-        /// config_directory` says].
+        /// Where main.cf is, if there are several instances of Postfix [default: MAIL_CONFIG in the
+        /// environment, else what `postconf -h config_directory` says].
         #[arg(long, value_name = "DIR")]
         postfix: Option<PathBuf>,
     },

@@ -43,7 +43,8 @@ pub(super) enum Known {
 }
 
 impl Tools {
-    /// Finds the programs; the folder is that of the one Postfix there is, unless it is named.
+    /// Finds the programs; the folder is that of the one Postfix there is, unless it is named, to us or
+    /// as Postfix's own programs have it named.
     pub(super) fn find(folder: Option<&Path>) -> Result<Self, Failed> {
         let mut tools = Self {
             postconf: program("postconf")?,
@@ -54,7 +55,10 @@ impl Tools {
             Some(folder) => {
                 std::path::absolute(folder).map_err(|e| Failed::Settings(e.to_string()))?
             }
-            None => tools.said(&["-h", "config_directory"])?.trim().into(),
+            None => match env::var_os("MAIL_CONFIG") {
+                Some(folder) => folder.into(),
+                None => tools.said(&["-h", "config_directory"])?.trim().into(),
+            },
         };
         Ok(tools)
     }
@@ -313,7 +317,7 @@ fn hold_signals() -> io::Result<Runtime> {
 }
 
 /// A program that says the same whoever runs it: Postfix's would take another folder from
-/// MAIL_CONFIG than they are told.
+/// MAIL_CONFIG than they are told; what it names, we tell them ourselves.
 fn quiet(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     for variable in ["MAIL_CONFIG", "MAIL_DEBUG", "MAIL_VERBOSE", "MAIL_LOGTAG"] {
