@@ -7,7 +7,8 @@
 #
 #   make packages        a deb and an rpm, in packaging/out
 #   make test-packages   installs, upgrades and removes them in a Debian that boots, and builds them
-#                        once more to compare
+#                        once more to compare; that Debian, 400 MB, is kept beside what cargo
+#                        builds, or in /var/tmp where that path has a blank
 #   make build           builds what is installed
 #   make install         installs it from here, below PREFIX (/usr/local), and DESTDIR if that is set
 #

@@ -219,9 +219,17 @@ fn debian() -> &'static Path {
             Err(error) if error.kind() != ErrorKind::NotFound => panic!("{error}"),
             _ => {}
         }
+        // From where apt itself takes this release; else from where debootstrap would.
+        let from = Command::new("apt-get")
+            .args(["indextargets", "--format", "$(REPO_URI)", "Component: main"])
+            .arg(format!("Codename: {codename}"))
+            .output()
+            .expect("apt-get");
+        let from = String::from_utf8_lossy(&from.stdout);
         let made = Command::new("debootstrap")
             .args(["--variant=minbase", &format!("--include={PACKAGES}"), codename])
             .arg(&making)
+            .args(from.lines().next())
             .output()
             .expect("debootstrap: apt-get install debootstrap");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stdout));
