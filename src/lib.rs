@@ -68,6 +68,9 @@
 //!   through [`policy::signal::Context::score`] by whoever needs it, once an event.
 //! - Log lines go to standard error through a bounded queue, also under systemd: journald's own
 //!   protocol would make the mail path wait for a journal that is stuck.
+//! - Manual pages are written by `packaging/pages`, which takes settings, log fields and what to do at
+//!   night from where they stand already; packages are made by Debian's and Red Hat's own tools, which
+//!   know what a unit and a conffile are.
 //!
 //! # What is deliberately absent
 //!
