@@ -15,6 +15,8 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark tells its figures to whoever ran it")]
 
+mod support;
+
 use std::hint::black_box;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -32,6 +34,7 @@ use postpone::policy::behaviour::evidence::{
 use postpone::smtp::address::{Address, ClientText};
 use postpone::smtp::client::Client;
 use postpone::smtp::event::{Event, Fate};
+use support::Random;
 
 const MANY: u32 = 1_000_000;
 const ROUNDS: usize = 5;
@@ -47,19 +50,6 @@ fn main() {
     evidence(clients);
     engine("engine, rcpt", clients, "limit = []\n[behaviour]\nlearn_for = \"0s\"\n");
     engine("engine, off", clients, "limit = []\n[behaviour]\nmode = \"off\"\n");
-}
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
 }
 
 fn report(name: &str, mut rounds: Vec<f64>) {

@@ -28,15 +28,17 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark tells its figures to whoever ran it")]
 
+mod support;
+
 use std::mem::ManuallyDrop;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use postpone::clock::{Clock, Stopwatch, SystemClock, Time};
+use postpone::clock::{Clock, Stopwatch, Time};
 use postpone::config::Settings;
 use postpone::engine::{Answer, Door, Engine, Session};
 use postpone::front::listen;
@@ -51,6 +53,7 @@ use postpone::policy::Memory;
 use postpone::smtp::address::{Address, ClientText};
 use postpone::smtp::client::Client;
 use postpone::smtp::event::{Event, Fate};
+use support::{Ahead, Random};
 
 /// As the daemon does it.
 const SWEEP_PARTS: usize = 32;
@@ -212,7 +215,7 @@ fn fill(engine: &Engine, table: &str, bytes: &[u8], number: usize) {
     let table = kept(engine, table);
     let mut random = Random(number as u64);
     for _ in 0..number {
-        let restored = table.restore(random.key(), bytes, engine.now());
+        let restored = table.restore(key(&mut random), bytes, engine.now());
         assert_eq!(restored, Restored::Kept);
     }
 }
@@ -251,7 +254,9 @@ fn shard_locks<R: Record + Default>(
     let mut random = Random(7);
     let begin = Time::from_secs(1_000);
     for _ in 0..entries {
-        table.write(random.key(), begin, |record| change(record, begin)).expect("there is room");
+        table
+            .write(key(&mut random), begin, |record| change(record, begin))
+            .expect("there is room");
     }
     let now = if faded == Faded::All { begin + Duration::from_secs(3_600) } else { begin };
     let sweep_one = |_| {
@@ -572,44 +577,12 @@ fn resident_bytes() -> u64 {
 
 // --- What all of them need ----------------------------------------------------------------------
 
-/// The system's clock, so far ahead: what waits need not be waited for.
-#[derive(Clone, Default)]
-struct Ahead(Arc<AtomicU64>);
-
-impl Ahead {
-    fn go(&self, span: Duration) {
-        self.0.fetch_add(span.as_nanos() as u64, Ordering::Relaxed);
-    }
-}
-
-impl Clock for Ahead {
-    fn now(&self) -> Time {
-        SystemClock.now() + Duration::from_nanos(self.0.load(Ordering::Relaxed))
-    }
-}
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, most: u64) -> u64 {
-        self.next() % most
-    }
-
-    fn key(&mut self) -> Key {
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&self.next().to_le_bytes());
-        bytes[8..].copy_from_slice(&self.next().to_le_bytes());
-        Key::from_bytes(bytes)
-    }
+/// A key that nobody has drawn before.
+fn key(random: &mut Random) -> Key {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&random.next().to_le_bytes());
+    bytes[8..].copy_from_slice(&random.next().to_le_bytes());
+    Key::from_bytes(bytes)
 }
 
 fn quantile(samples: &mut [u64], share: f64) -> u64 {

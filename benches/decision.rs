@@ -28,14 +28,15 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark tells its figures to whoever ran it")]
 
+mod support;
+
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use postpone::clock::{Clock, Stopwatch, SystemClock, Time};
+use postpone::clock::{Clock, Stopwatch, SystemClock};
 use postpone::config::Settings;
 use postpone::engine::{Answer, Door, Engine, Session};
 use postpone::front::listen;
@@ -44,6 +45,7 @@ use postpone::policy::Memory;
 use postpone::smtp::address::{Address, ClientText};
 use postpone::smtp::client::Client;
 use postpone::smtp::event::{Event, Fate};
+use support::{Ahead, Random};
 
 const FEW: u32 = 1_000;
 const MANY: u32 = 1_000_000;
@@ -188,17 +190,17 @@ enum Greylisted {
 struct Scene {
     engine: Arc<Engine>,
     clients: u32,
-    random: u64,
+    random: Random,
 }
 
 impl Scene {
     fn new(clients: u32) -> Self {
-        let ahead = Arc::new(AtomicU64::new(0));
-        let engine = engine(&access_list(), POLICY, Ahead(ahead.clone()));
-        let scene = Self { engine, clients, random: 1 };
+        let ahead = Ahead::default();
+        let engine = engine(&access_list(), POLICY, ahead.clone());
+        let scene = Self { engine, clients, random: Random(1) };
         // At the first visit a client is put off, at the second it passes, and then it is known.
         (0..clients).for_each(|client| scene.visit(client, Greylisted::Yet));
-        ahead.store(10 * 60 * 1_000_000_000, Ordering::Relaxed);
+        ahead.go(Duration::from_secs(10 * 60));
         (0..clients).for_each(|client| scene.visit(client, Greylisted::NoMore));
         (clients..clients + STRANGERS).for_each(|client| scene.visit(client, Greylisted::Yet));
         scene.engine.telemetry().upkeep();
@@ -217,12 +219,7 @@ impl Scene {
     }
 
     fn next_client(&mut self) -> u32 {
-        // SplitMix64.
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % u64::from(self.clients)) as u32
+        self.random.below(self.clients.into()) as u32
     }
 
     fn whole_session(&mut self) {
@@ -281,15 +278,6 @@ fn session_of(engine: &Arc<Engine>, client: Client, door: Door, events: [Event; 
         std::hint::black_box(session.on(event));
     }
     session
-}
-
-/// The system's clock, so far ahead: what waits need not be waited for.
-struct Ahead(Arc<AtomicU64>);
-
-impl Clock for Ahead {
-    fn now(&self) -> Time {
-        SystemClock.now() + Duration::from_nanos(self.0.load(Ordering::Relaxed))
-    }
 }
 
 /// Four thousand networks that none of the clients is in.

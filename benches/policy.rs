@@ -34,6 +34,8 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark tells its figures to whoever ran it")]
 
+mod support;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -41,10 +43,9 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use postpone::clock::{Clock, Stopwatch, SystemClock, Time};
+use postpone::clock::{Clock, Stopwatch};
 use postpone::config::Settings;
 use postpone::engine::{Door, Engine, Speak};
 use postpone::front::policyd::Desk;
@@ -55,6 +56,7 @@ use postpone::policy::signal::Ends;
 use postpone::smtp::address::{Address, ClientText};
 use postpone::smtp::client::Client;
 use postpone::smtp::event::{Event, Fate};
+use support::{Ahead, Random};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::runtime;
 
@@ -528,19 +530,21 @@ struct Office {
     clients: usize,
     form: Form,
     sessions: usize,
-    random: u64,
+    random: Random,
 }
 
 impl Office {
     fn new(clients: usize) -> Self {
-        let ahead = Arc::new(AtomicU64::new(0));
-        let engine = engine(POLICY, Ahead(ahead.clone()));
+        let ahead = Ahead::default();
+        let engine = engine(POLICY, ahead.clone());
         let desk = Desk::new(&Secret::new([7; 16]));
         let (form, door) = (Form::new("RCPT"), door(Ends::Unseen));
-        let mut office = Self { engine, desk, door, clients, form, sessions: 0, random: 1 };
+        let mut office = Self { engine, desk, door, clients, form, sessions: 0, random: Random(1) };
         // The first visit is put off, the second passes, and then the client is no stranger.
-        for (visit, put_off) in [(0, true), (1, false)] {
-            ahead.store(visit * 2_000_000_000, Ordering::Relaxed);
+        for put_off in [true, false] {
+            if !put_off {
+                ahead.go(Duration::from_secs(2));
+            }
             for client in 0..clients {
                 assert_eq!(office.ask(client) != Action::Dunno, put_off);
             }
@@ -563,24 +567,10 @@ impl Office {
     fn round(&mut self) -> f64 {
         let watch = Stopwatch::start();
         for _ in 0..DECISIONS {
-            // SplitMix64.
-            self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = self.random;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            let client = (z ^ (z >> 31)) as usize % self.clients;
+            let client = self.random.below(self.clients as u64) as usize;
             assert_eq!(self.ask(client), Action::Dunno, "only what passes is measured");
         }
         watch.elapsed().as_nanos() as f64 / DECISIONS as f64
-    }
-}
-
-/// The system's clock, so far ahead: what waits need not be waited for.
-struct Ahead(Arc<AtomicU64>);
-
-impl Clock for Ahead {
-    fn now(&self) -> Time {
-        SystemClock.now() + Duration::from_nanos(self.0.load(Ordering::Relaxed))
     }
 }
 
@@ -647,8 +637,8 @@ fn memory_of(kind: &str, keys: usize) -> u64 {
     let policy = format!(
         "{limit}\n[access]\nallow = []\n[greylist]\n{greylist}\n[state]\nmax_clients = 8_000_000\n"
     );
-    let ahead = Arc::new(AtomicU64::new(0));
-    let engine = engine(&policy, Ahead(ahead.clone()));
+    let ahead = Ahead::default();
+    let engine = engine(&policy, ahead.clone());
     let desk = Desk::new(&Secret::new([7; 16]));
     let mut form = Form::new("RCPT");
     let mut fill = |keys: std::ops::Range<usize>| {
@@ -663,7 +653,7 @@ fn memory_of(kind: &str, keys: usize) -> u64 {
                 "triplet, passed" | "client with triplet" => {
                     let client = if kind == "triplet, passed" { 0 } else { key };
                     visit(&engine, client, key);
-                    ahead.fetch_add(2_000_000_000, Ordering::Relaxed);
+                    ahead.go(Duration::from_secs(2));
                     visit(&engine, client, key);
                 }
                 "meter and penalty" => {
