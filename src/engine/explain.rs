@@ -2,7 +2,6 @@
 //!
 //! Explaining assesses and never settles: nothing is changed by it. Beside the mail path.
 
-use std::cell::OnceCell;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,8 +18,7 @@ use crate::meter::table::Full;
 use crate::policy::Policy;
 use crate::policy::allowed::Entry;
 use crate::policy::explain::{Explained, Forgotten};
-use crate::policy::keys::Keys;
-use crate::policy::signal::{Arrival, Asked, Ends};
+use crate::policy::signal::{Arrival, Ends};
 use crate::smtp::address::{Address, ClientText};
 use crate::smtp::client::Client;
 use crate::smtp::event::{Event, Fate};
@@ -111,23 +109,14 @@ impl Engine {
     }
 
     fn visitor(&self, policy: &Policy, client: Client, listener: Arc<str>) -> Visitor {
-        Visitor {
-            network: policy.network(client.address()),
-            pool: OnceCell::new(),
-            earned: OnceCell::new(),
-            shows: OnceCell::new(),
-            asked: Asked::default(),
-            keys: Keys::default(),
-            arrival: Arrival::Open,
-            client,
-            door: Door {
-                address: listener.clone(),
-                listener,
-                speak: Speak::default(),
-                ends: Ends::Seen,
-                rehearsal: true,
-            },
-        }
+        let door = Door {
+            address: listener.clone(),
+            listener,
+            speak: Speak::default(),
+            ends: Ends::Seen,
+            rehearsal: true,
+        };
+        Visitor::new(policy, client, Arrival::Open, door)
     }
 }
 

@@ -47,6 +47,21 @@ pub(super) struct Visitor {
 }
 
 impl Visitor {
+    /// Of whom nothing has been looked up yet.
+    pub(super) fn new(policy: &Policy, client: Client, arrival: Arrival, door: Door) -> Self {
+        Self {
+            network: policy.network(client.address()),
+            pool: OnceCell::new(),
+            earned: OnceCell::new(),
+            shows: OnceCell::new(),
+            asked: Asked::default(),
+            keys: Keys::default(),
+            arrival,
+            client,
+            door,
+        }
+    }
+
     pub(super) fn context<'a>(
         &'a self,
         policy: &'a Policy,
@@ -110,17 +125,8 @@ impl Session {
         engine.telemetry.session_begun(door.ends);
         let policy = engine.policy.load_full();
         let taken = engine.take(&client, door.ends, now);
-        let visitor = Visitor {
-            network: policy.network(client.address()),
-            pool: OnceCell::new(),
-            earned: OnceCell::new(),
-            shows: OnceCell::new(),
-            asked: Asked::default(),
-            keys: Keys::default(),
-            arrival: taken.map_or(Arrival::Open, |(_, arrival)| arrival),
-            client,
-            door,
-        };
+        let arrival = taken.map_or(Arrival::Open, |(_, arrival)| arrival);
+        let visitor = Visitor::new(&policy, client, arrival, door);
         Self {
             engine: engine.clone(),
             policy,

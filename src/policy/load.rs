@@ -626,7 +626,7 @@ impl Display for Cause {
 }
 
 /// A reading as people say it: whole, or with two places where it is small.
-pub(super) struct Rounded(pub(super) f64);
+pub struct Rounded(pub f64);
 
 impl Display for Rounded {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {

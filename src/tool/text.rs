@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::front::control::status::{Allowed, Closed, Load, Sensor, State, Status, Table, whole};
 use crate::policy::load::Level;
+use crate::policy::load::Rounded;
 use crate::setting::Mode;
 
 /// A status in lines.
@@ -55,7 +56,7 @@ fn load(f: &mut Formatter<'_>, load: &Load) -> fmt::Result {
     }
     match &load.cause {
         Some(cause) => {
-            let (reading, mark) = (Number(cause.reading), Number(cause.mark));
+            let (reading, mark) = (Rounded(cause.reading), Rounded(cause.mark));
             writeln!(f, ", because {} says {reading} (mark {mark})", cause.sensor)?;
         }
         None => writeln!(f)?,
@@ -72,14 +73,14 @@ fn load(f: &mut Formatter<'_>, load: &Load) -> fmt::Result {
 fn sensor(f: &mut Formatter<'_>, sensor: &Sensor) -> fmt::Result {
     write!(f, "{:WIDTH$}{}: ", "sensor", sensor.name)?;
     match (&sensor.reading, &sensor.off) {
-        (Some(reading), None) => write!(f, "{}, {}", Number(*reading), sensor.level.name())?,
+        (Some(reading), None) => write!(f, "{}, {}", Rounded(*reading), sensor.level.name())?,
         (_, Some(why)) => write!(f, "off: {why}")?,
         (None, None) => write!(f, "off")?,
     }
     let marks = [sensor.elevated, sensor.high, sensor.critical];
     let marks = Level::ALL[1..].iter().zip(marks).filter_map(|(level, mark)| {
         let sign = if sensor.lower_is_worse { "<=" } else { ">=" };
-        mark.map(|mark| format!("{} {sign} {}", level.name(), Number(mark)))
+        mark.map(|mark| format!("{} {sign} {}", level.name(), Rounded(mark)))
     });
     writeln!(f, " ({})", marks.collect::<Vec<_>>().join(", "))
 }
@@ -124,18 +125,6 @@ fn table(f: &mut Formatter<'_>, table: &Table) -> fmt::Result {
         write!(f, " ({evicted} made room early, {turned_away} found none)")?;
     }
     writeln!(f)
-}
-
-/// Whole, or with two places where it is small.
-struct Number(f64);
-
-impl Display for Number {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match self.0.abs() < 100.0 && self.0.fract() != 0.0 {
-            true => write!(f, "{:.2}", self.0),
-            false => write!(f, "{:.0}", self.0),
-        }
-    }
 }
 
 #[cfg(test)]
