@@ -147,7 +147,7 @@ impl Daemon<'_> {
         info!(version = env!("CARGO_PKG_VERSION"), file = %file.display(), max_sessions, "serving");
         sampler.watch(&settings.load).map_err(system("cannot start the sensors' thread"))?;
         service.serving(&engine, &listeners);
-        let told = main.block_on(async {
+        let told = main.block_on(service.alive_while(&lateness, async {
             let reload = || reload(&settings, &file, &engine, &sampler, logging, &confined);
             let attendant = Attendant {
                 engine: &engine,
@@ -159,29 +159,20 @@ impl Daemon<'_> {
             tokio::select! {
                 told = attendant.attend(&mut signals, &mut asked, reload) => told,
                 never = sampler.tended(SWEEP_EVERY) => match never {},
-                never = service.kept_alive(&lateness) => match never {},
             }
-        });
+        }));
         // Nobody reloads any more; who asks is told so.
         drop(asked);
         info!("stopping: running sessions may finish within {}", settings.server.grace);
         service.stopping(&engine, settings.server.grace.duration());
         let _ = stop.send(true);
-        main.block_on(async {
-            tokio::select! {
-                () = signals.until(|| workers.iter().all(JoinHandle::is_finished)) => {}
-                never = service.kept_alive(&lateness) => match never {},
-            }
-        });
+        let ended = || workers.iter().all(JoinHandle::is_finished);
+        main.block_on(service.alive_while(&lateness, signals.until(ended)));
         if let Some(keeper) = keeper {
             service.saving();
             keeper.stop();
-            main.block_on(async {
-                tokio::select! {
-                    () = signals.until(|| keeper.is_finished()) => {}
-                    never = service.kept_alive(&lateness) => match never {},
-                }
-            });
+            let saved = signals.until(|| keeper.is_finished());
+            main.block_on(service.alive_while(&lateness, saved));
             if keeper.is_finished() {
                 keeper.finish().map_err(Trouble::Unsaved)?;
             } else {

@@ -120,9 +120,21 @@ impl Service {
         self.say(&trouble.to_string(), &[]);
     }
 
+    /// Waits for this, and keeps the watchdog content meanwhile.
+    pub(super) async fn alive_while<T>(
+        &self,
+        lateness: &Lateness,
+        waited_for: impl Future<Output = T>,
+    ) -> T {
+        tokio::select! {
+            ended = waited_for => ended,
+            never = self.kept_alive(lateness) => match never {},
+        }
+    }
+
     /// Tells the watchdog that we live, twice as often as it wants to hear it, while every worker
     /// does. One that hangs leaves it without a word, and the manager starts us again.
-    pub(super) async fn kept_alive(&self, lateness: &Lateness) -> Infallible {
+    async fn kept_alive(&self, lateness: &Lateness) -> Infallible {
         let Some(interval) = self.watchdog.map(|limit| limit / 2).filter(|half| !half.is_zero())
         else {
             return std::future::pending().await;
