@@ -138,17 +138,34 @@ mod tests {
         }
     }
 
+    /// Lets the workers run until this is so.
+    async fn until(so: impl Fn() -> bool) {
+        let passed = Stopwatch::start();
+        while !so() {
+            assert!(passed.elapsed() < Duration::from_secs(30), "it never came to that");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Every worker has been asked to show itself.
+    fn all_begun(lateness: &Lateness) -> bool {
+        lateness.due.iter().all(|due| {
+            let due = due.load(Ordering::Relaxed);
+            due != NOBODY && due > lateness.now()
+        })
+    }
+
     #[test]
     fn a_worker_that_is_busy_is_as_late_as_it_is_busy() {
         let (lateness, held) = (Lateness::new(1), BEAT * 3);
         lateness.turn(true);
         runtime().block_on(async {
             let beats = tokio::spawn(lateness.clone().beat(0));
-            tokio::time::sleep(BEAT / 10).await;
+            until(|| all_begun(&lateness)).await;
             busy(held);
             // Not even waited for: it is overdue.
             assert!(lateness.take() >= held / 2, "while it lasts");
-            tokio::time::sleep(BEAT / 10).await;
+            until(|| all_begun(&lateness)).await;
             assert!(lateness.take() >= held / 2, "after it");
             beats.abort();
             let _ = beats.await;
@@ -164,11 +181,10 @@ mod tests {
         runtime().block_on(async {
             tokio::spawn(lateness.clone().beat(0));
             tokio::spawn(lateness.clone().beat(1));
-            tokio::time::sleep(every / 2).await;
+            until(|| all_begun(&lateness)).await;
             busy(every * 5);
             assert!(lateness.overdue() >= every * 3);
-            tokio::time::sleep(every / 2).await;
-            assert!(lateness.overdue() < every * 3, "it answers again");
+            until(|| lateness.overdue() < every * 3).await; // it answers again
         });
     }
 
@@ -181,7 +197,7 @@ mod tests {
         assert!(lateness.overdue() >= every);
         runtime().block_on(async {
             tokio::spawn(lateness.clone().beat(0));
-            tokio::time::sleep(every / 2).await;
+            until(|| all_begun(&lateness)).await;
         });
         lateness.watch(every);
         busy(every * 3);
@@ -193,7 +209,7 @@ mod tests {
         let lateness = Lateness::new(1);
         runtime().block_on(async {
             tokio::spawn(lateness.clone().beat(0));
-            tokio::time::sleep(BEAT / 10).await;
+            tokio::task::yield_now().await;
             busy(BEAT * 2);
             assert_eq!(lateness.take(), Duration::ZERO);
         });
