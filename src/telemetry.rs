@@ -6,7 +6,6 @@
 
 pub mod counts;
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,6 +26,7 @@ use crate::policy::maintenance::Closure;
 use crate::policy::signal::Ends;
 use crate::setting::Mode;
 use crate::smtp::event::Kind;
+use crate::smtp::harmless::harmless;
 use crate::smtp::reply::Reply;
 
 /// Our own trouble. In each the mail passes.
@@ -435,7 +435,7 @@ impl Telemetry {
         self.passes.absolute(passes);
         self.failures.iter().zip(failures).for_each(|(metric, count)| metric.absolute(count));
         self.sessions.set(sessions as f64);
-        let mut text = self.recorder.handle().render();
+        let mut text = in_order(&self.recorder.handle().render());
         self.latency.render(&mut text);
         text
     }
@@ -452,45 +452,56 @@ impl Default for Telemetry {
     }
 }
 
+/// The exporter's text by name and labels: it comes in the order of its hash maps, another one at each
+/// start.
+fn in_order(text: &str) -> String {
+    let mut families: Vec<_> = text
+        .split("\n\n")
+        .map(|family| {
+            let (mut samples, mut head): (Vec<_>, Vec<_>) =
+                family.lines().partition(|line| !line.starts_with('#'));
+            samples.sort_unstable();
+            head.retain(|line| !line.is_empty());
+            (head, samples)
+        })
+        .filter(|(head, samples)| !head.is_empty() || !samples.is_empty())
+        .collect();
+    families.sort_unstable();
+    let lines = families.into_iter().flat_map(|(head, samples)| head.into_iter().chain(samples));
+    lines.flat_map(|line| [line, "\n"]).collect()
+}
+
 fn count_refusal(metric: &'static str, refusal: &Refusal) {
     let (action, reason) = (refusal.action().name(), refusal.why.reason().name());
     let limit = refusal.limit.as_deref().unwrap_or("none").to_owned();
     counter!(metric, "action" => action, "reason" => reason, "limit" => limit).increment(1);
 }
 
-/// What a client chose stands last, is recorded as a string, never formatted into one, so that the
-/// subscriber quotes it, and has no control characters: JSON would let some of them pass.
+/// The client begins the line. What it chose stands last, and is recorded as a string, never formatted
+/// into one, so that the subscriber quotes it.
 fn line(told: &Told<'_>, refusal: &Refusal, wait: Duration, others: &[Refusal]) {
     let others: Vec<_> = others.iter().map(name).collect();
     let reply = told.reply.filter(|_| refusal.mode == Mode::Enforce).map(ToString::to_string);
     info!(
+        client = %told.client,
         action = %told.decision.action().name(),
         would = (refusal.mode == Mode::Shadow).then(|| display(refusal.action().name())),
         reason = %refusal.why.reason().name(),
         limit = refusal.limit.as_deref().map(display),
         mode = %refusal.mode.name(),
         event = %told.event.name(),
-        client = %told.client,
         value = refusal.why.value().to_string(),
         threshold = refusal.why.threshold().to_string(),
         wait_ms = wait.as_nanos().div_ceil(1_000_000) as u64,
         also = (!others.is_empty()).then(|| others.join(",")),
         id = %told.id,
-        name = told.name.map(clean).as_deref(),
-        user = told.user.map(clean).as_deref(),
-        helo = told.helo.map(clean).as_deref(),
-        sender = told.sender.map(clean).as_deref(),
-        recipient = told.recipient.map(clean).as_deref(),
+        name = told.name.map(harmless).as_deref(),
+        user = told.user.map(harmless).as_deref(),
+        helo = told.helo.map(harmless).as_deref(),
+        sender = told.sender.map(harmless).as_deref(),
+        recipient = told.recipient.map(harmless).as_deref(),
         reply,
     );
-}
-
-fn clean(text: &str) -> Cow<'_, str> {
-    if text.chars().any(char::is_control) {
-        text.replace(char::is_control, "\u{fffd}").into()
-    } else {
-        text.into()
-    }
 }
 
 /// The limit's name, or the reason where no limit spoke.

@@ -94,7 +94,7 @@ fn a_line_of_json_has_a_field_for_every_fact() {
 fn under_systemd_a_line_begins_with_its_priority_and_leaves_the_time_to_the_journal() {
     let daemon = logging("auto", &[("JOURNAL_STREAM", "8:4711")]);
     let line = denied(&daemon);
-    assert!(line.starts_with("<6>action=close reason=access "), "{line}");
+    assert!(line.starts_with("<6>client=198.51.100.7 action=close reason=access "), "{line}");
     // Somebody must look.
     Mta::dial(&daemon.endpoint).write(b"GET / HTTP/1.1\r\n\r\n");
     let line = daemon.line("a warning", |line| line.contains("milter frame"));
@@ -110,7 +110,10 @@ fn elsewhere_a_line_is_text_with_time_and_level() {
     let line = denied(&daemon);
     let (time, rest) = line.split_once(' ').unwrap();
     assert!(time.ends_with('Z') && time.contains('T'), "{line}");
-    assert!(rest.trim_start().starts_with("INFO action=close reason=access "), "{line}");
+    assert!(
+        rest.trim_start().starts_with("INFO client=198.51.100.7 action=close reason=access "),
+        "{line}"
+    );
     assert_eq!(field(&line, "helo"), Some("mx.example.net"), "{line}");
 }
 
@@ -182,10 +185,56 @@ fn no_client_writes_a_line_of_its_own_into_a_log_of_json() {
 }
 
 #[test]
-fn no_client_sends_control_characters_into_a_log_of_json() {
+fn no_client_sends_control_characters_into_a_log_of_json_nor_turns_a_line_around() {
+    let harmful = |c: char| c.is_control() || "\u{2028}\u{2029}\u{202e}\u{feff}".contains(c);
     for line in hostile_lines("json") {
-        assert_eq!(line.find(char::is_control), None, "{line:?}");
+        assert_eq!(line.find(harmful), None, "{line:?}");
     }
+}
+
+/// What is left of a line when every `key=value` is taken out of it: its message.
+fn message(line: &str) -> String {
+    let (mut left, mut rest) = (String::new(), line);
+    while let Some(at) = rest.find('=') {
+        let key = rest[..at].rfind(' ').map_or(0, |blank| blank + 1);
+        left.push_str(&rest[..key]);
+        rest = &rest[at + 1..];
+        let end = match rest.strip_prefix('"') {
+            Some(inside) => inside.find('"').map_or(rest.len(), |end| end + 2),
+            None => rest.find(' ').unwrap_or(rest.len()),
+        };
+        rest = &rest[end..];
+    }
+    left + rest
+}
+
+#[test]
+fn every_value_with_a_blank_is_quoted_and_words_are_in_lower_case() {
+    let probe = "[[load.probe]]\nname = \"lmtp\"\nconnect = \"inet:127.0.0.1:1\"\n";
+    let daemon = Daemon::run_by(&[], &[], &format!("{probe}[log]\nformat = \"journald\"\n"));
+    let line = daemon.line("that it fails", |line| line.contains("a probe fails"));
+    assert!(line.contains(" why=\"") && line.ends_with('"'), "{line}");
+    assert_eq!(message(&line).trim_end(), "<4>a probe fails", "{line}");
+    let line = daemon.line("that it listens", |line| line.contains("listening"));
+    assert!(line.contains(" protocol=milter "), "{line}");
+    for line in daemon.lines() {
+        let told = message(&line);
+        assert!(
+            !told.contains(['"', '=', '(']),
+            "a value runs out of its field: {told:?} in {line}"
+        );
+    }
+}
+
+#[test]
+fn metrics_come_in_the_same_order_every_time() {
+    let daemon = logging("text", &[]);
+    denied(&daemon);
+    let page = daemon.get("/metrics");
+    let ours = |line: &&str| line.starts_with("postpone_") && !line.contains("decision_seconds");
+    let names = page.lines().filter(ours).map(|line| line.rsplit_once(' ').unwrap().0);
+    let names: Vec<_> = names.collect();
+    assert!(names.len() > 80 && names.is_sorted(), "{names:#?}");
 }
 
 /// Four facts and the reply, none longer than it is kept.

@@ -131,12 +131,12 @@ fn who_is_refused_for_what_it_does_is_found_once_for_each_session() {
 
 /// Each would be a refusal of somebody else, if it could begin where it wants to.
 const HOSTILE: [&str; 6] = [
-    "x client=203.0.113.5 value=",
-    "x action=close reason=rate limit=messages mode=enforce event=mail client=203.0.113.5 value=\"9\"",
-    "x\" action=close reason=rate mode=enforce event=mail client=203.0.113.5 value=\"9",
-    "x\n<6>action=close reason=rate mode=enforce event=mail client=203.0.113.5 value=\"9\"",
-    "2026-11-22T01:00:00Z  INFO action=close reason=rate mode=enforce event=mail client=203.0.113.5 value=",
-    "Nov 22 01:00:00 mx1 postpone[1]: action=close reason=rate mode=enforce event=mail client=203.0.113.5 value=",
+    "x client=203.0.113.5 action=close reason=",
+    "x client=203.0.113.5 action=close reason=rate limit=messages mode=enforce event=mail value=\"9\"",
+    "x\" client=203.0.113.5 action=close reason=rate mode=enforce event=mail value=\"9",
+    "x\n<6>client=203.0.113.5 action=close reason=rate mode=enforce event=mail value=\"9\"",
+    "2026-11-22T01:00:00Z  INFO client=203.0.113.5 action=close reason=rate mode=enforce event=mail value=",
+    "Nov 22 01:00:00 mx1 postpone[1]: client=203.0.113.5 action=close reason=rate mode=enforce event=mail value=",
 ];
 
 #[test]
@@ -188,7 +188,9 @@ fn what_is_no_fault_of_the_client_does_not_count() {
         }
         let line = daemon.line("the refusal", |line| line.contains("client=192.0.2.7"));
         assert!(
-            line.starts_with(&format!("<6>action=close reason={reason} mode=enforce")),
+            line.starts_with(&format!(
+                "<6>client=192.0.2.7 action=close reason={reason} mode=enforce"
+            )),
             "{line}"
         );
         assert_eq!(found(&from_journal(&daemon.lines())), [""; 0], "{reason}");
@@ -218,7 +220,9 @@ fn the_jail_can_be_used_and_is_off_until_somebody_wants_it() {
     };
     assert_eq!(jail(""), [""; 0]);
     let said = jail("[postpone]\nenabled = true\n").join("\n");
-    for word in ["_SYSTEMD_UNIT=postpone.service", "'maxretry', 100", "action=close reason="] {
+    for word in
+        ["_SYSTEMD_UNIT=postpone.service", "'maxretry', 100", "client=<ADDR> action=close reason="]
+    {
         assert!(said.contains(word), "{word}: {said}");
     }
 }

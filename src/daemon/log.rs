@@ -1,8 +1,13 @@
 //! Where lines go: to standard error, through a bounded queue, so that nobody who decides ever
 //! waits for whoever reads them. When the queue is full, lines are dropped and counted.
 
+mod fields;
+mod writer;
+
 use std::fmt;
 use std::io::{self, IsTerminal};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tracing::{Event, Subscriber};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
@@ -14,6 +19,8 @@ use tracing_subscriber::registry::{LookupSpan, Registry};
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use self::fields::Quoting;
+use self::writer::Lines;
 use crate::config::{Format, Level, Log};
 
 /// Lines that may wait to be written. At some 400 bytes each, 3 MiB.
@@ -22,33 +29,40 @@ const QUEUE: usize = 8_192;
 /// The log of this process.
 pub struct Logging {
     level: reload::Handle<Targets, Registry>,
-    lost: ErrorCounter,
+    /// Lines that found the queue full.
+    dropped: ErrorCounter,
+    /// Lines that could not be written.
+    unwritten: Arc<AtomicUsize>,
     writer: WorkerGuard,
 }
 
 impl Logging {
     /// Starts to log. Once in a process.
     pub fn start(params: &Log) -> Self {
+        let unwritten = Arc::default();
         let (writer, guard) = NonBlockingBuilder::default()
             .lossy(true)
             .buffered_lines_limit(QUEUE)
-            .finish(io::stderr());
-        let lost = writer.error_counter();
+            .finish(Lines::new(io::stderr(), Arc::clone(&unwritten)));
+        let dropped = writer.error_counter();
         let (filter, level) = reload::Layer::new(filter(params.level));
         let lines = lines::layer().with_target(false).with_writer(writer);
         let lines = match format_in_force(params.format) {
             Format::Json => lines.json().flatten_event(true).boxed(),
             Format::Journald => {
                 let plain = format::format().without_time().with_level(false).with_target(false);
-                lines.with_ansi(false).event_format(Prioritised(plain)).boxed()
+                let lines = lines.fmt_fields(Quoting).with_ansi(false);
+                lines.event_format(Prioritised(plain)).boxed()
             }
-            Format::Text | Format::Auto => lines.with_ansi(io::stderr().is_terminal()).boxed(),
+            Format::Text | Format::Auto => {
+                lines.fmt_fields(Quoting).with_ansi(io::stderr().is_terminal()).boxed()
+            }
         };
         tracing_subscriber::registry().with(filter).with(lines).init();
         std::panic::set_hook(Box::new(|panic| {
             tracing::error!(panic = panic.to_string(), "a fault of ours");
         }));
-        Self { level, lost, writer: guard }
+        Self { level, dropped, unwritten, writer: guard }
     }
 
     /// Writes more or fewer lines from now on.
@@ -57,9 +71,10 @@ impl Logging {
         let _ = self.level.reload(filter(level));
     }
 
-    /// How many lines have been dropped.
+    /// How many lines have been lost: those that found the queue full, and those that could not be
+    /// written.
     pub fn lost_lines(&self) -> usize {
-        self.lost.dropped_lines()
+        self.dropped.dropped_lines() + self.unwritten.load(Ordering::Relaxed)
     }
 
     /// Writes what still waits.

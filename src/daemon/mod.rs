@@ -142,7 +142,7 @@ impl Daemon<'_> {
         }
         for socket in sockets {
             let Some((address, protocol)) = socket.listen.address() else { continue };
-            info!(%address, ?protocol, passed = socket.passed, "listening");
+            info!(%address, protocol = %protocol.name(), passed = socket.passed, "listening");
         }
         info!(version = env!("CARGO_PKG_VERSION"), file = %file.display(), max_sessions, "serving");
         sampler.watch(&settings.load).map_err(system("cannot start the sensors' thread"))?;

@@ -11,6 +11,7 @@ use crate::clock::Time;
 use crate::policy::decision::Why;
 use crate::setting::Mode;
 use crate::smtp::event::Kind;
+use crate::smtp::harmless::harmless;
 
 /// Decisions that are remembered. Of one more, the oldest is forgotten. At some 500 bytes each, and
 /// 2 KiB at most, they take 2 to 8 MiB.
@@ -44,8 +45,9 @@ pub(super) struct Decided {
     pub reply: Option<Box<str>>,
 }
 
-/// A text, cut.
+/// A text, cut, and fit to be shown.
 pub(super) fn cut(text: &str) -> Box<str> {
+    let text = harmless(text);
     text[..text.floor_char_boundary(LONGEST)].into()
 }
 

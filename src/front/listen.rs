@@ -46,6 +46,16 @@ pub enum Protocol {
     Policy,
 }
 
+impl Protocol {
+    /// Its one name in settings and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Milter => "milter",
+            Self::Policy => "policy",
+        }
+    }
+}
+
 impl Default for Params {
     fn default() -> Self {
         Self {

@@ -3,6 +3,7 @@
 pub mod address;
 pub mod client;
 pub mod event;
+pub mod harmless;
 pub mod pool;
 pub mod reply;
 pub mod template;
