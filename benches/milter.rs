@@ -45,6 +45,7 @@ use postpone::config::{Named, Settings};
 use postpone::daemon;
 use postpone::engine::Engine;
 use postpone::front::address::Address;
+use postpone::front::listener::Serving;
 use postpone::front::{listen, milter};
 use postpone::meter::key::Secret;
 use postpone::policy::Memory;
@@ -470,7 +471,8 @@ fn serve_postpone(runtime: &mut runtime::Builder, settings: &Settings) -> io::Re
                 upkeep.sweep(1);
             }
         });
-        milter::serve(bound, engine, door, MOST, stopping, Duration::ZERO).await
+        let serving = Serving::new(MOST, stopping, Duration::ZERO);
+        milter::serve(bound, engine, door, serving).await
     })?;
     Err(io::Error::other("nobody told it to stop"))
 }

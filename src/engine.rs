@@ -122,9 +122,24 @@ impl Engine {
         })
     }
 
+    /// The policy in force now.
+    pub fn policy(&self) -> Arc<Policy> {
+        self.policy.load_full()
+    }
+
     /// Begins a session. It keeps the policy that is in force now.
     pub fn session(self: &Arc<Self>, client: Client, door: Door) -> Session {
-        Session::begin(self, client, door)
+        self.session_under(self.policy(), client, door)
+    }
+
+    /// The same under this policy: in whose name something was agreed on with the MTA.
+    pub fn session_under(
+        self: &Arc<Self>,
+        policy: Arc<Policy>,
+        client: Client,
+        door: Door,
+    ) -> Session {
+        Session::begin(self, policy, client, door)
     }
 
     /// Notes a session whose end will be seen; where it is noted, and whether its connection still

@@ -66,6 +66,11 @@
 //!   system where it has a name, since another of its hosts may bring the retry.
 //! - Behaviour is the last to settle, since it takes in what greylisting has seen; it is asked
 //!   through [`policy::signal::Context::score`] by whoever needs it, once an event.
+//! - The milter front has a session loop of its own instead of indymilter's: that one is two tasks, a
+//!   channel, a boxed future and a two-hour timer a frame, and was 165,000 of the 211,700 instructions
+//!   of a session and 17 of its 21 kB; one peer's macros took 134 MiB, and nothing bounded how long a
+//!   peer may not read. indymilter's types stay the vocabulary, and a filter over its loop is what
+//!   `tests/milter_oracle.rs` holds ours against.
 //! - Log lines go to standard error through a bounded queue, also under systemd: journald's own
 //!   protocol would make the mail path wait for a journal that is stuck.
 //! - Manual pages are written by `packaging/pages`, which takes settings, log fields and what to do at

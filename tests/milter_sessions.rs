@@ -70,7 +70,8 @@ fn a_listener_speaks_when_its_settings_say() {
 
     let front = Front::speaking("mail", TIGHT);
     let mut mta = Mta::with_client(&front.endpoint, "198.51.100.7");
-    assert_eq!(mta.ask(&helo("laptop.example.net")), "continue");
+    // Nobody waits for an answer to HELO there.
+    mta.tell(&helo("laptop.example.net"));
     // Postfix names the macro and gives it no value where nobody has authenticated.
     mta.tell(&macros(b'M', &["{auth_authen}", ""]));
     assert!(mta.ask(&mail("alice@example.org")).starts_with("421 4.7.0 "));
@@ -221,7 +222,7 @@ fn nonsense_closes_its_connection_is_counted_and_concerns_nobody_else() {
     for (what, before, bytes) in [
         ("no length", greeted(), vec![0, 0, 0, 0, b'H']),
         ("a huge length", greeted(), vec![0x7f, 0xff, 0xff, 0xff, b'B']),
-        ("one byte too long", greeted(), vec![0, 0x10, 0, 1, b'B']),
+        ("one byte too long", greeted(), vec![0, 1, 0, 1, b'B']),
         ("a letter nobody knows", greeted(), frame(b'z', b"")),
         ("a browser", vec![], b"GET / HTTP/1.1\r\nHost: mx.example.org\r\n\r\n".to_vec()),
         ("an SMTP client", vec![], b"EHLO mx.example.net\r\n".to_vec()),

@@ -11,7 +11,7 @@ use std::time::Duration;
 use postpone::clock::SystemClock;
 use postpone::config::{Settings, Unusable};
 use postpone::engine::Engine;
-use postpone::front::listener::Bound;
+use postpone::front::listener::{Bound, Serving};
 use postpone::front::policyd::{self, Desk};
 use postpone::meter::key::Secret;
 use postpone::policy::Memory;
@@ -67,9 +67,7 @@ impl Service {
             engine.clone(),
             listen.door(),
             Arc::new(Desk::new(&secret)),
-            max_connections,
-            stopping,
-            PATIENCE,
+            Serving::new(max_connections, stopping, PATIENCE),
         ));
         Self { address, engine, stop, served }
     }

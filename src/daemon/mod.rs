@@ -41,7 +41,7 @@ use self::worker::Worker;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Named, Settings};
 use crate::engine::Engine;
-use crate::front::{control, http, policyd};
+use crate::front::{control, http, listener, policyd};
 use crate::store::folder::Folder;
 use crate::store::keeper::Keeper;
 
@@ -114,6 +114,8 @@ impl Daemon<'_> {
         let lateness = Lateness::new(settings.server.workers);
         let sampler = Sampler::new(&engine, lateness.clone());
         let (stop, stopping) = watch::channel(false);
+        let fronts =
+            listener::Serving::new(max_sessions, stopping, settings.server.grace.duration());
         let mut workers = Vec::new();
         for number in 0..settings.server.workers {
             let shared =
@@ -124,9 +126,7 @@ impl Daemon<'_> {
                 desk: desk.clone(),
                 lateness: lateness.clone(),
                 sockets: sockets.map_err(system("cannot share a socket"))?,
-                max_sessions,
-                stopping: stopping.clone(),
-                grace: settings.server.grace.duration(),
+                serving: fronts.clone(),
             };
             workers.push(worker.start(number).map_err(system("cannot start a worker"))?);
         }

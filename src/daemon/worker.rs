@@ -3,15 +3,13 @@
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use tokio::runtime;
-use tokio::sync::watch;
 
 use super::sampler::delay::Lateness;
 use crate::engine::Engine;
 use crate::front::listen::{self, Protocol};
-use crate::front::listener::Bound;
+use crate::front::listener::{Bound, Serving};
 use crate::front::{milter, policyd};
 
 /// A thread that serves MTAs.
@@ -20,9 +18,7 @@ pub(super) struct Worker {
     pub(super) desk: Arc<policyd::Desk>,
     pub(super) lateness: Arc<Lateness>,
     pub(super) sockets: Vec<(Bound, listen::Params)>,
-    pub(super) max_sessions: usize,
-    pub(super) stopping: watch::Receiver<bool>,
-    pub(super) grace: Duration,
+    pub(super) serving: Serving,
 }
 
 impl Worker {
@@ -39,13 +35,13 @@ impl Worker {
             tokio::spawn(self.lateness.beat(number));
             let mut fronts = tokio::task::JoinSet::new();
             for (bound, listen) in self.sockets {
-                let (engine, stopping) = (self.engine.clone(), self.stopping.clone());
-                let (door, desk) = (listen.door(), self.desk.clone());
-                let (most, grace) = (self.max_sessions, self.grace);
+                let (engine, door) = (self.engine.clone(), listen.door());
+                let (desk, serving) = (self.desk.clone(), self.serving.clone());
                 match listen.address() {
-                    Some((_, Protocol::Policy)) => fronts
-                        .spawn(policyd::serve(bound, engine, door, desk, most, stopping, grace)),
-                    _ => fronts.spawn(milter::serve(bound, engine, door, most, stopping, grace)),
+                    Some((_, Protocol::Policy)) => {
+                        fronts.spawn(policyd::serve(bound, engine, door, desk, serving))
+                    }
+                    _ => fronts.spawn(milter::serve(bound, engine, door, serving)),
                 };
             }
             while let Some(ended) = fronts.join_next().await {

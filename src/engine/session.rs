@@ -119,11 +119,15 @@ enum Heard {
 }
 
 impl Session {
-    /// Begins a session. It keeps the policy that is in force now.
-    pub(super) fn begin(engine: &Arc<Engine>, client: Client, door: Door) -> Self {
+    /// Begins a session, which keeps this policy.
+    pub(super) fn begin(
+        engine: &Arc<Engine>,
+        policy: Arc<Policy>,
+        client: Client,
+        door: Door,
+    ) -> Self {
         let now = engine.clock.now();
         engine.telemetry.session_begun(door.ends);
-        let policy = engine.policy.load_full();
         let taken = engine.take(&client, door.ends, now);
         let arrival = taken.map_or(Arrival::Open, |(_, arrival)| arrival);
         let visitor = Visitor::new(&policy, client, arrival, door);
@@ -136,11 +140,6 @@ impl Session {
             ledger: Ledger::default(),
             sentence: None,
         }
-    }
-
-    /// Whether the true size of a message makes a difference.
-    pub fn counts_bytes(&self) -> bool {
-        self.policy.counts_bytes()
     }
 
     /// What the client has earned, and how abnormal its sending is, as of its last event.

@@ -1,27 +1,27 @@
 //! Listening sockets that survive trouble.
 //!
 //! An error of accept is counted, and accept tried again after a pause; told to stop, the port is
-//! closed at once while the connections go on.
+//! closed at once while the connections go on, until the grace is over.
 
 use std::fs;
-use std::future::Future;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::os::unix::net as unix;
 use std::path::Path;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{mpsc, watch};
-use tokio::time::Sleep;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 
 use super::address::Address;
 use super::listen::Permissions;
@@ -55,8 +55,9 @@ impl Bound {
         match address {
             Address::Inet(address) => {
                 let listener = std::net::TcpListener::bind(address)?;
-                listener.set_nonblocking(true)?;
-                Ok(Self::Inet(listener))
+                // As long as the system allows; what is said a second time holds.
+                net::listen(&listener, i32::MAX)?;
+                Self::Inet(listener).prepared()
             }
             Address::Unix(path) => {
                 remove_stale(path)?;
@@ -72,18 +73,27 @@ impl Bound {
                 ownership.apply(path).inspect_err(|_| {
                     let _ = fs::remove_file(path);
                 })?;
-                listener.set_nonblocking(true)?;
-                Ok(Self::Unix(listener))
+                Self::Unix(listener).prepared()
             }
         }
     }
 
-    /// Makes accept return at once, as the runtime wants it.
-    pub(super) fn set_nonblocking(&self) -> io::Result<()> {
-        match self {
-            Self::Inet(listener) => listener.set_nonblocking(true),
-            Self::Unix(listener) => listener.set_nonblocking(true),
+    /// The same, as the fronts want it: accept returns at once, and over TCP the connections, which
+    /// inherit it (tcp(7)), send every answer at once, since the MTA waits for it, and notice a
+    /// host that is gone.
+    pub(super) fn prepared(self) -> io::Result<Self> {
+        match &self {
+            Self::Inet(listener) => {
+                listener.set_nonblocking(true)?;
+                sockopt::set_tcp_nodelay(listener, true)?;
+                sockopt::set_socket_keepalive(listener, true)?;
+                sockopt::set_tcp_keepidle(listener, LOOK_AFTER)?;
+                sockopt::set_tcp_keepintvl(listener, LOOK_EVERY)?;
+                sockopt::set_tcp_user_timeout(listener, GONE_AFTER.as_millis() as u32)?;
+            }
+            Self::Unix(listener) => listener.set_nonblocking(true)?,
         }
+        Ok(self)
     }
 
     /// Another handle of the same socket, for another worker.
@@ -103,6 +113,13 @@ impl AsFd for Bound {
         }
     }
 }
+
+/// A host that lost power says nothing more. It is asked after this time of silence, then as often,
+/// and given up after so long without an answer, whether it is asked or told something: 30 seconds,
+/// and at most one interval more.
+const LOOK_AFTER: Duration = Duration::from_secs(15);
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+const GONE_AFTER: Duration = Duration::from_secs(30);
 
 fn remove_stale(path: &Path) -> io::Result<()> {
     let kind = match fs::symlink_metadata(path) {
@@ -159,14 +176,62 @@ impl Ownership {
     }
 }
 
-/// Accepts connections until told to stop.
-pub struct Acceptor {
-    socket: Option<Socket>,
-    pause: Option<Pin<Box<Sleep>>>,
-    stop: Pin<Box<dyn Future<Output = ()> + Send>>,
-    engine: Arc<Engine>,
-    /// Held, never used: when the last is dropped, the last connection has ended.
-    alive: Alive,
+/// How a daemon's listeners serve.
+#[derive(Clone)]
+pub struct Serving {
+    /// A place for each connection, of all listeners and workers together: every one takes a
+    /// descriptor. Where there is none, the next wait in the backlog.
+    pub places: Arc<Semaphore>,
+    /// Becomes true when the daemon is about to end.
+    pub stopping: watch::Receiver<bool>,
+    /// How long connections may go on then.
+    pub grace: Duration,
+}
+
+impl Serving {
+    /// One that goes on until it is told, with so many places.
+    pub fn new(places: usize, stopping: watch::Receiver<bool>, grace: Duration) -> Self {
+        let places = Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS)));
+        Self { places, stopping, grace }
+    }
+
+    /// Serves a bound socket on the current runtime. Told to stop, it closes the port, waits for the
+    /// connections until the grace is over, and drops those that are left.
+    pub(super) async fn accept<C>(
+        self,
+        bound: Bound,
+        engine: Arc<Engine>,
+        converse: impl Fn(Transport, watch::Receiver<bool>) -> C,
+    ) -> io::Result<()>
+    where
+        C: Future<Output = ()> + Send + 'static,
+    {
+        let Self { places, mut stopping, grace } = self;
+        let socket = Socket::new(bound)?;
+        let mut connections = JoinSet::new();
+        let told = stopping.clone();
+        let mut stop = pin!(stopping.wait_for(|stopping| *stopping));
+        loop {
+            let next = async {
+                let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+                io::Result::Ok((place, socket.accept(&engine).await))
+            };
+            let (place, transport) = tokio::select! {
+                next = next => next?,
+                // An error means that the daemon itself is gone.
+                _ = &mut stop => break,
+            };
+            let conversation = converse(transport, told.clone());
+            connections.spawn(async move {
+                conversation.await;
+                drop(place);
+            });
+            while connections.try_join_next().is_some() {}
+        }
+        drop(socket);
+        let _ = timeout(grace, async { while connections.join_next().await.is_some() {} }).await;
+        Ok(())
+    }
 }
 
 enum Socket {
@@ -174,62 +239,36 @@ enum Socket {
     Unix(UnixListener),
 }
 
-/// Kept by whatever must end before the front has ended.
-pub type Alive = mpsc::Sender<()>;
-
 /// How long accept rests after an error that another attempt would meet again at once: as a rule
 /// EMFILE, until a session has ended.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-impl Acceptor {
-    /// Serves a bound socket on the current runtime until `stopping` becomes true. The receiver
-    /// returned ends when the port is closed and the last connection has ended.
-    pub fn new(
-        bound: Bound,
-        engine: Arc<Engine>,
-        mut stopping: watch::Receiver<bool>,
-    ) -> io::Result<(Self, mpsc::Receiver<()>)> {
-        let socket = match bound {
-            Bound::Inet(listener) => Socket::Inet(TcpListener::from_std(listener)?),
-            Bound::Unix(listener) => Socket::Unix(UnixListener::from_std(listener)?),
-        };
-        let (alive, ended) = mpsc::channel(1);
-        let stop = Box::pin(async move {
-            // An error means that the daemon itself is gone.
-            let _ = stopping.wait_for(|stopping| *stopping).await;
-        });
-        Ok((Self { socket: Some(socket), pause: None, stop, engine, alive }, ended))
+impl Socket {
+    fn new(bound: Bound) -> io::Result<Self> {
+        Ok(match bound {
+            Bound::Inet(listener) => Self::Inet(TcpListener::from_std(listener)?),
+            Bound::Unix(listener) => Self::Unix(UnixListener::from_std(listener)?),
+        })
     }
 
-    /// The next connection. Pending for ever once it is told to stop.
-    pub fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<(Transport, Alive)> {
-        let Some(socket) = &self.socket else { return Poll::Pending };
-        if self.stop.as_mut().poll(cx).is_ready() {
-            self.socket = None;
-            // A sender that nobody waits for takes the place of ours.
-            self.alive = mpsc::channel(1).0;
-            return Poll::Pending;
-        }
+    /// The next connection.
+    async fn accept(&self, engine: &Engine) -> Transport {
         loop {
-            if let Some(pause) = &mut self.pause {
-                ready!(pause.as_mut().poll(cx));
-                self.pause = None;
-            }
-            let accepted = match socket {
-                Socket::Inet(listener) => {
-                    ready!(listener.poll_accept(cx)).map(|(stream, _)| Transport::inet(stream))
+            let accepted = match self {
+                Self::Inet(listener) => {
+                    listener.accept().await.map(|(stream, _)| Transport::Inet(stream))
                 }
-                Socket::Unix(listener) => {
-                    ready!(listener.poll_accept(cx)).map(|(stream, _)| Transport::Unix(stream))
+                Self::Unix(listener) => {
+                    listener.accept().await.map(|(stream, _)| Transport::Unix(stream))
                 }
             };
             match accepted {
-                Ok(transport) => return Poll::Ready((transport, self.alive.clone())),
+                Ok(transport) => return transport,
                 Err(error) => {
-                    self.engine.failed(Failure::Accept, &error);
+                    engine.failed(Failure::Accept, &error);
                     // What the peer did is over; what we lack is still lacking.
                     if error.kind() != ErrorKind::ConnectionAborted {
-                        self.pause = Some(Box::pin(tokio::time::sleep(ACCEPT_PAUSE)));
+                        sleep(ACCEPT_PAUSE).await;
                     }
                 }
             }
@@ -246,10 +285,12 @@ pub enum Transport {
 }
 
 impl Transport {
-    fn inet(stream: TcpStream) -> Self {
-        // Every reply is one small write that the MTA waits for.
-        let _ = stream.set_nodelay(true);
-        Self::Inet(stream)
+    /// Writes as much as the kernel takes now.
+    pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Inet(stream) => stream.try_write(bytes),
+            Self::Unix(stream) => stream.try_write(bytes),
+        }
     }
 }
 

@@ -2,11 +2,9 @@
 
 pub mod address;
 pub mod control;
-pub mod frames;
 pub mod http;
 pub mod listen;
 pub mod listener;
 pub mod milter;
 pub mod passed;
 pub mod policyd;
-pub mod stream;

@@ -76,8 +76,7 @@ fn bound(passed: &mut ListenFd, number: usize) -> Result<Bound, String> {
         Ok(false) => return Err(format!("{} does not listen", shown(&bound))),
         Err(error) => return Err(error.to_string()),
     }
-    bound.set_nonblocking().map_err(|error| error.to_string())?;
-    Ok(bound)
+    bound.prepared().map_err(|error| error.to_string())
 }
 
 /// Whether who connects to this address comes by this socket, and nobody else does.

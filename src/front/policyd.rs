@@ -8,20 +8,18 @@ pub mod desk;
 pub mod request;
 
 use std::fmt::Write;
-use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
-use tokio::time::{interval, timeout};
+use tokio::sync::watch;
+use tokio::time::interval;
 
 pub use self::desk::Desk;
 use self::request::{Action, Garbage, Request};
-use super::listener::{Acceptor, Alive, Bound, Transport};
+use super::listener::{Bound, Serving, Transport};
 use crate::engine::{Door, Engine};
 
 /// The longest request taken, in bytes. Postfix's own are below 4 KiB.
@@ -35,47 +33,26 @@ const MOST_GARBAGE: u8 = 8;
 /// for longer belongs to a host that is gone.
 const LONGEST_SILENCE: Duration = Duration::from_secs(2 * 3_600);
 
-/// Serves a socket until `stopping` becomes true; requests under way are answered, unless the
-/// grace is over.
+/// Serves a socket until the service stops; requests under way are answered, unless the grace is
+/// over.
 pub async fn serve(
     bound: Bound,
     engine: Arc<Engine>,
     door: Door,
     desk: Arc<Desk>,
-    max_connections: usize,
-    stopping: watch::Receiver<bool>,
-    grace: Duration,
+    serving: Serving,
 ) -> io::Result<()> {
     engine.will_be_asked();
-    let (mut acceptor, mut ended) = Acceptor::new(bound, engine.clone(), stopping.clone())?;
-    let permits = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
-    let mut stop = stopping.clone();
-    let mut connections = JoinSet::new();
-    loop {
-        let next = async {
-            let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
-            io::Result::Ok((permit, poll_fn(|cx| acceptor.poll_accept(cx)).await))
-        };
-        let (permit, (transport, alive)) = tokio::select! {
-            next = next => next?,
-            _ = stop.wait_for(|stopping| *stopping) => break,
-        };
-        let (engine, door) = (engine.clone(), door.clone());
-        let (desk, stopping) = (desk.clone(), stopping.clone());
-        connections.spawn(async move {
-            converse(transport, alive, &engine, &door, &desk, stopping).await;
-            drop(permit);
-        });
-        while connections.try_join_next().is_some() {}
-    }
-    drop(acceptor);
-    let _ = timeout(grace, ended.recv()).await;
-    Ok(())
+    let asked = engine.clone();
+    let converse = move |transport, stopping| {
+        let (engine, door, desk) = (asked.clone(), door.clone(), desk.clone());
+        async move { converse(transport, &engine, &door, &desk, stopping).await }
+    };
+    serving.accept(bound, engine, converse).await
 }
 
 async fn converse(
     transport: Transport,
-    _alive: Alive,
     engine: &Arc<Engine>,
     door: &Door,
     desk: &Desk,

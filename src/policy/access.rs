@@ -123,6 +123,8 @@ pub struct Access {
     denied: Arc<Template>,
     /// By recipient domain, in lower case.
     required: HashMap<Box<str>, Required>,
+    /// Whether anybody is denied.
+    denies: bool,
     tls_required: Arc<Template>,
     not_listed: Arc<Template>,
 }
@@ -171,6 +173,7 @@ impl Access {
             retry: params.retry,
             denied: template(DENIED),
             required: HashMap::new(),
+            denies: !params.deny.is_empty(),
             tls_required: template(TLS_REQUIRED),
             not_listed: template(NOT_LISTED),
         };
@@ -329,6 +332,11 @@ impl Signal for Arc<Access> {
     fn standing(&self, cx: &Context<'_>) -> Option<Standing> {
         let listed = self.clients.find(cx.client).map(|(listed, _)| listed);
         (listed == Some(Listed::Allowed)).then_some(Standing::Trusted)
+    }
+
+    /// What cannot be refused at RCPT without costing the client its session is refused there.
+    fn speaks_at_data(&self) -> bool {
+        self.denies || !self.required.is_empty()
     }
 
     fn assess(&self, cx: &Context<'_>, _: &Ledger, round: &mut Round) {

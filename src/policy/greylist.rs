@@ -737,6 +737,10 @@ impl Signal for Arc<Greylist> {
         self.mode == Mode::Enforce && self.forgets_too_soon(now)
     }
 
+    fn speaks_at_data(&self) -> bool {
+        Greylist::speaks_at_data(self)
+    }
+
     fn assess(&self, cx: &Context<'_>, ledger: &Ledger, round: &mut Round) {
         let ready = match cx.event {
             Event::Recipient { address, .. } if !self.speaks_at_data() => self.ready(cx, address),

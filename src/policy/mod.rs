@@ -155,7 +155,6 @@ pub struct Policy {
     /// Where a postmaster finds help, for replies; empty if nowhere.
     pub help_url: Box<str>,
     prefixes: Prefixes,
-    counts_bytes: bool,
     /// Begins the key of every part.
     parts: KeyMaker,
     load: Arc<load::Load>,
@@ -214,10 +213,6 @@ impl Policy {
             hostname: parts.hostname.into(),
             help_url: parts.help_url.into(),
             prefixes: Prefixes { ipv4: parts.client.ipv4_prefix, ipv6: parts.client.ipv6_prefix },
-            counts_bytes: parts
-                .limits
-                .iter()
-                .any(|limit| limit.count == limit::params::Count::Bytes),
             parts: memory.secret().key("part"),
             load,
             maintenance,
@@ -358,9 +353,10 @@ impl Policy {
         self.load.allowance(cx)
     }
 
-    /// Whether the true size of a message makes a difference.
-    pub fn counts_bytes(&self) -> bool {
-        self.counts_bytes
+    /// Whether anything may be refused at DATA where every recipient was judged before. A front that
+    /// is told no may leave DATA out.
+    pub fn speaks_at_data(&self) -> bool {
+        self.signals.iter().any(|signal| signal.speaks_at_data())
     }
 
     /// Whether greylisting lets first contacts pass, because it forgets them before they can come
@@ -376,7 +372,9 @@ impl Policy {
 
     /// Judges an event. Reads only.
     pub fn assess(&self, cx: &Context<'_>, ledger: &Ledger) -> Decision {
-        if !can_be_refused(cx.event) {
+        // What a front may leave out is never refused where it comes all the same.
+        let left_out = matches!(cx.event, Event::Data { unseen: 0 }) && !self.speaks_at_data();
+        if left_out || !can_be_refused(cx.event) {
             return Decision::default();
         }
         let mut round = Round::default();

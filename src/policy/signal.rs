@@ -39,6 +39,12 @@ pub trait Signal: Send + Sync {
         false
     }
 
+    /// Whether it may refuse at DATA though every recipient was judged at RCPT. Where no signal may,
+    /// none is asked: see [`Policy::speaks_at_data`].
+    fn speaks_at_data(&self) -> bool {
+        false
+    }
+
     /// Judges an event. Reads only: the same call explains, and a round may be thrown away.
     fn assess(&self, cx: &Context<'_>, ledger: &Ledger, round: &mut Round);
 

@@ -6,7 +6,7 @@ use super::{Folder, wait_until};
 use postpone::clock::{ManualClock, Time};
 use postpone::config::{Settings, Unusable};
 use postpone::engine::Engine;
-use postpone::front::listener::Bound;
+use postpone::front::listener::{Bound, Serving};
 use postpone::front::milter;
 use postpone::meter::key::Secret;
 use postpone::policy::Memory;
@@ -64,7 +64,8 @@ impl Front {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 // Longer than any test: a session that is not given back keeps the thread.
                 let grace = Duration::from_secs(3600);
-                let front = milter::serve(bound, engine, listen.door(), 1000, stopping, grace);
+                let serving = Serving::new(1000, stopping, grace);
+                let front = milter::serve(bound, engine, listen.door(), serving);
                 runtime.unwrap().block_on(front).unwrap();
             }
         });

@@ -1,0 +1,199 @@
+//! Macros: what the MTA tells beside a command, in a frame before it.
+//!
+//! They are read as they come, each in its own stage only, since an old value lingers in later
+//! ones; what was not asked for is passed over, so that nothing is kept of it.
+
+use std::net::IpAddr;
+
+use super::wire::strings;
+use crate::smtp::address::ClientText;
+use crate::smtp::event::Fate;
+
+/// What macros have told. All of it together is less than a kilobyte, whatever was sent.
+#[derive(Debug, Default)]
+pub(super) struct Macros {
+    /// At connect.
+    pub(super) client: OfClient,
+    /// At MAIL.
+    pub(super) sender: OfSender,
+    /// At RCPT.
+    pub(super) recipient: OfRecipient,
+    /// At the end of a message: its size in bytes.
+    pub(super) size: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct OfClient {
+    /// `{client_addr}`
+    pub(super) address: Option<IpAddr>,
+    /// `{client_resolve}`
+    pub(super) resolved: Resolved,
+}
+
+/// What came of looking the client's name up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Resolved {
+    /// The MTA does not say.
+    #[default]
+    Untold,
+    /// The name leads to the address.
+    Confirmed,
+    /// It does not, or there is none.
+    Unconfirmed,
+    /// The look-up failed, which says nothing.
+    Unsure,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct OfSender {
+    /// `{auth_authen}`: the name the client has authenticated as. Postfix names the macro and gives
+    /// it no value where nobody has.
+    pub(super) user: Option<ClientText>,
+    /// Whether there is a `{tls_version}`.
+    pub(super) tls: bool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct OfRecipient {
+    /// What `{rcpt_mailer}` and `{rcpt_host}` say of it.
+    pub(super) fate: Option<Fate>,
+}
+
+impl Macros {
+    /// Takes the macros of a stage; those of it that were known before are forgotten.
+    pub(super) fn take(&mut self, payload: &[u8]) {
+        let Some((stage, payload)) = payload.split_first() else { return };
+        match stage {
+            b'C' => self.client = OfClient::read(payload),
+            b'M' => self.sender = OfSender::read(payload),
+            b'R' => self.recipient = OfRecipient::read(payload),
+            b'E' => {
+                let [size] = values(payload, [b"{msg_size}"]);
+                self.size = size.and_then(|size| std::str::from_utf8(size).ok()?.parse().ok());
+            }
+            _ => {}
+        }
+    }
+
+    /// A client comes, or greets: what was said of a message concerns another.
+    pub(super) fn forget_message(&mut self) {
+        self.sender = OfSender::default();
+        self.forget_recipient();
+    }
+
+    /// A message begins: what was said of a recipient concerns another.
+    pub(super) fn forget_recipient(&mut self) {
+        self.recipient = OfRecipient::default();
+        self.size = None;
+    }
+}
+
+impl OfClient {
+    fn read(payload: &[u8]) -> Self {
+        let [address, resolved] = values(payload, [b"{client_addr}", b"{client_resolve}"]);
+        let resolved = match resolved {
+            None => Resolved::Untold,
+            Some(b"OK") => Resolved::Confirmed,
+            Some(b"TEMP") => Resolved::Unsure,
+            Some(_) => Resolved::Unconfirmed,
+        };
+        Self { address: address.and_then(address_of), resolved }
+    }
+}
+
+impl OfSender {
+    fn read(payload: &[u8]) -> Self {
+        let [user, tls] = values(payload, [b"{auth_authen}", b"{tls_version}"]);
+        Self {
+            user: user.filter(|user| !user.is_empty()).map(ClientText::new),
+            tls: tls.is_some_and(|version| !version.is_empty()),
+        }
+    }
+}
+
+impl OfRecipient {
+    fn read(payload: &[u8]) -> Self {
+        let [mailer, host] = values(payload, [b"{rcpt_mailer}", b"{rcpt_host}"]);
+        let refused = mailer == Some(b"error");
+        Self { fate: refused.then(|| refused_for(host.unwrap_or_default())) }
+    }
+}
+
+/// What the MTA's enhanced code says of a recipient that it has refused (RFC 3463 section 3.2).
+fn refused_for(enhanced: &[u8]) -> Fate {
+    match enhanced {
+        // These two speak of the sender.
+        b"5.1.7" | b"5.1.8" => Fate::Rejected,
+        _ if enhanced.starts_with(b"5.1.") => Fate::Unknown,
+        _ => Fate::Rejected,
+    }
+}
+
+/// An address as MTAs write it: Sendmail with `IPv6:` before it.
+pub(super) fn address_of(text: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(text).ok()?;
+    let prefix = text.get(..5).filter(|prefix| prefix.eq_ignore_ascii_case("IPv6:"));
+    text[prefix.map_or(0, str::len)..].parse().ok()
+}
+
+/// The values of these macros, which come as name, value, name, value. Of one that is told twice
+/// the first holds.
+fn values<'a, const N: usize>(payload: &'a [u8], names: [&[u8]; N]) -> [Option<&'a [u8]>; N] {
+    let (mut found, mut told) = ([None; N], strings(payload));
+    while let (Some(name), Some(value)) = (told.next(), told.next()) {
+        if let Some(at) = names.iter().position(|asked| *asked == name) {
+            found[at].get_or_insert(value);
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(stage: u8, words: &[&str]) -> Macros {
+        let mut macros = Macros::default();
+        let payload = words.iter().flat_map(|word| word.bytes().chain([0]));
+        macros.take(&std::iter::once(stage).chain(payload).collect::<Vec<_>>());
+        macros
+    }
+
+    #[test]
+    fn a_macro_is_read_in_its_own_stage_only() {
+        let words =
+            ["{auth_authen}", "alice", "{tls_version}", "TLSv1.3", "{rcpt_mailer}", "error"];
+        let sender = told(b'M', &words);
+        assert_eq!(sender.sender.user.unwrap().as_str(), "alice");
+        assert!(sender.sender.tls && sender.recipient.fate.is_none());
+        for stage in *b"CHRTNE\0" {
+            let other = told(stage, &words);
+            assert!(other.sender.user.is_none() && !other.sender.tls, "{stage}");
+        }
+    }
+
+    #[test]
+    fn of_a_macro_that_is_told_twice_the_first_holds_and_half_a_pair_is_none() {
+        let macros = told(b'E', &["{msg_size}", "7", "{msg_size}", "8", "x"]);
+        assert_eq!(macros.size, Some(7));
+        assert_eq!(told(b'E', &["{msg_size}"]).size, None);
+    }
+
+    /// Sendmail sends such a frame where none of its macros has a value.
+    #[test]
+    fn a_frame_without_any_forgets_those_of_its_stage() {
+        let mut macros = told(b'M', &["{auth_authen}", "alice"]);
+        macros.take(b"M");
+        assert!(macros.sender.user.is_none());
+    }
+
+    #[test]
+    fn a_recipient_that_the_mta_refused_is_unknown_or_rejected_by_its_code() {
+        let fate =
+            |host| told(b'R', &["{rcpt_mailer}", "error", "{rcpt_host}", host]).recipient.fate;
+        assert_eq!(fate("5.1.1"), Some(Fate::Unknown));
+        assert_eq!(fate("5.1.8"), Some(Fate::Rejected));
+        assert_eq!(fate("5.7.1"), Some(Fate::Rejected));
+        assert_eq!(told(b'R', &["{rcpt_mailer}", "local"]).recipient.fate, None);
+    }
+}
