@@ -3,6 +3,7 @@
 //! From event to answer everything is synchronous, waits for nothing, and fails open: in our own
 //! trouble the mail passes. That is decided in one place, `Engine::or_pass`.
 
+mod by_hand;
 mod explain;
 pub mod recent;
 mod session;
@@ -205,6 +206,7 @@ impl Engine {
         self.held.sweep(now, parts);
         self.tell_of_greylisting(now);
         self.tell_learning();
+        self.tell_lifted();
         self.telemetry.upkeep();
     }
 

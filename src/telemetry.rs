@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 use self::counts::{Counts, Totals};
 use crate::clock::Time;
 use crate::meter::table::Size;
+use crate::policy::by_hand::{Lifted, Scope};
 use crate::policy::decision::{Decision, Refusal};
 use crate::policy::load::{self, Crossing, Level, Seen};
 use crate::policy::maintenance::Closure;
@@ -107,6 +108,8 @@ pub struct Telemetry {
     counts: Counts,
     /// What was told of maintenance last, by its scope.
     closed: Mutex<HashMap<Arc<str>, Closure>>,
+    /// What was told last of what is taken out by hand.
+    lifted: Mutex<Vec<Lifted>>,
 }
 
 /// Upper bounds of the latency histogram's buckets, in seconds: from a decision's usual time to
@@ -192,6 +195,7 @@ impl Telemetry {
             last_told: Default::default(),
             counts: Counts::default(),
             closed: Mutex::default(),
+            lifted: Mutex::default(),
         }
     }
 
@@ -382,6 +386,36 @@ impl Telemetry {
         }
     }
 
+    /// What is taken out by hand now. Each change is told once.
+    pub fn lifted(&self, now: &[Lifted]) {
+        let mut told = self.lifted.lock().unwrap_or_else(PoisonError::into_inner);
+        let bypass = now.iter().any(|lifted| lifted.scope == Scope::Everything);
+        with_local_recorder(&self.recorder, || {
+            gauge!(names::BYPASS).set(f64::from(u8::from(bypass)));
+            for (lifted, taken_out) in
+                told.iter().map(|it| (it, 0.0)).chain(now.iter().map(|it| (it, 1.0)))
+            {
+                if let Scope::Rule(rule) = &lifted.scope {
+                    gauge!(names::SHADOWED_BY_HAND, "rule" => rule.to_string()).set(taken_out);
+                }
+            }
+        });
+        let lasts = |of: &Lifted| now.iter().any(|lifted| lifted.scope == of.scope);
+        for Lifted { scope, .. } in told.iter().filter(|before| !lasts(before)) {
+            match scope {
+                Scope::Everything => warn!("bypass ends: the rules hold again"),
+                Scope::Rule(rule) => info!(%rule, "shadow by hand ends: the rule holds again"),
+            }
+        }
+        for Lifted { scope, until, .. } in now.iter().filter(|lifted| !told.contains(lifted)) {
+            match scope {
+                Scope::Everything => warn!(%until, "bypass: everything passes"),
+                Scope::Rule(rule) => info!(%rule, %until, "shadow by hand: it refuses nobody"),
+            }
+        }
+        *told = now.to_vec();
+    }
+
     /// All counts, as of now.
     pub fn totals(&self) -> Totals {
         self.counts.totals()
@@ -480,7 +514,7 @@ fn count_refusal(metric: &'static str, refusal: &Refusal) {
 /// The client begins the line. What it chose stands last, and is recorded as a string, never formatted
 /// into one, so that the subscriber quotes it.
 fn line(told: &Told<'_>, refusal: &Refusal, wait: Duration, others: &[Refusal]) {
-    let others: Vec<_> = others.iter().map(name).collect();
+    let others: Vec<_> = others.iter().map(Refusal::rule).collect();
     let reply = told.reply.filter(|_| refusal.mode == Mode::Enforce).map(ToString::to_string);
     info!(
         client = %told.client,
@@ -504,11 +538,6 @@ fn line(told: &Told<'_>, refusal: &Refusal, wait: Duration, others: &[Refusal]) 
     );
 }
 
-/// The limit's name, or the reason where no limit spoke.
-fn name(refusal: &Refusal) -> &str {
-    refusal.limit.as_deref().unwrap_or(refusal.why.reason().name())
-}
-
 /// Names of metrics.
 mod names {
     pub(super) const EVENTS: &str = "postpone_events_total";
@@ -528,6 +557,8 @@ mod names {
     pub(super) const SENSOR_LEVEL: &str = "postpone_load_sensor_level";
     pub(super) const CROSSINGS: &str = "postpone_load_crossings_total";
     pub(super) const MAINTENANCE: &str = "postpone_maintenance";
+    pub(super) const BYPASS: &str = "postpone_bypass";
+    pub(super) const SHADOWED_BY_HAND: &str = "postpone_shadowed_by_hand";
     pub(super) const STATE_LOADING: &str = "postpone_state_loading";
     pub(super) const STATE_LOADED: &str = "postpone_state_loaded_entries";
     pub(super) const STATE_WRITTEN: &str = "postpone_state_written_total";
@@ -563,6 +594,8 @@ fn describe() {
         "Changes of the load's level, and the sensor that caused it"
     );
     describe_gauge!(names::MAINTENANCE, "1 while new sessions are put off for maintenance");
+    describe_gauge!(names::BYPASS, "1 while everything passes by `ctl bypass on`");
+    describe_gauge!(names::SHADOWED_BY_HAND, "1 while a rule refuses nobody by `ctl shadow`");
     describe_gauge!(names::STATE_LOADING, "1 while what was kept is being read back");
     describe_gauge!(names::STATE_LOADED, "Entries that were read back at the start");
     describe_counter!(names::STATE_WRITTEN, "Entries written to disk");

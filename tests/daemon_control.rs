@@ -214,6 +214,66 @@ fn maintenance_holds_for_new_sessions_and_ends_by_itself() {
     assert_eq!((told(maintenance_begins), told(maintenance_ends)), (1, 1), "one line each");
 }
 
+/// A message; the first refusal, if there is one.
+fn sends(daemon: &Daemon) -> String {
+    let mut mta = Mta::with_client(&daemon.endpoint, "192.0.2.7");
+    let message = [mail("a@example.net"), rcpt("b@example.org"), data(), end_of_message()];
+    let mut steps = [helo("mx.example.net")].into_iter().chain(message);
+    let refused = steps.find_map(|step| Some(mta.ask(&step)).filter(|said| said != "continue"));
+    refused.unwrap_or_else(|| "continue".to_owned())
+}
+
+#[test]
+fn a_bypass_lets_everything_pass_whatever_refuses_and_is_visible_until_it_ends() {
+    let daemon = Daemon::start(ONE_MESSAGE);
+    daemon.told(&["maintenance", "on"]);
+    assert!(sends(&daemon).starts_with("421 4.3.2 "));
+    let said = daemon.told(&["bypass", "on", "--for", "10m"]);
+    assert!(said.contains("(10m left): everything passes, nobody is refused"), "{said}");
+    for _ in 0..3 {
+        assert_eq!(sends(&daemon), "continue");
+    }
+    daemon.line("that it has begun", |line| line.contains("bypass: everything passes"));
+    daemon.decision(&[("mode", "shadow"), ("reason", "maintenance"), ("action", "pass")]);
+    assert_eq!(daemon.metric("postpone_bypass", &[]), 1.0);
+    assert!(daemon.told(&["status"]).contains("\nbypass        until "));
+    assert!(status(&daemon)["bypass"].is_string());
+
+    daemon.told(&["maintenance", "off"]);
+    assert!(daemon.told(&["bypass", "off"]).contains("the rules hold again"));
+    assert!(sends(&daemon).starts_with("421 4.7.0 "));
+    assert_eq!(daemon.metric("postpone_bypass", &[]), 0.0);
+    ends(&daemon.ctl(&["bypass", "off"]), VALUE, "there is no bypass");
+    ends(&daemon.ctl(&["bypass", "on", "--for", "25h"]), VALUE, "1d at most");
+    daemon.told(&["bypass", "on", "--for", "1s"]);
+    daemon.line("that it has ended", |line| line.contains("bypass ends"));
+    wait_until("the rule to hold", || sends(&daemon).starts_with("421 4.7.0 ").then_some(()));
+    assert_eq!(status(&daemon)["bypass"], Value::Null);
+}
+
+#[test]
+fn one_rule_is_taken_out_by_its_name() {
+    let daemon = Daemon::start(ONE_MESSAGE);
+    assert_eq!(sends(&daemon), "continue");
+    assert!(sends(&daemon).starts_with("421 4.7.0 "));
+    let said = daemon.told(&["shadow", "velocity", "--for", "1h"]);
+    assert!(said.contains("velocity is a shadow until ") && said.contains("(1h left)"), "{said}");
+    assert_eq!(sends(&daemon), "continue");
+    daemon.decision(&[("mode", "shadow"), ("limit", "velocity"), ("would", "close")]);
+    assert_eq!(daemon.metric("postpone_shadowed_by_hand", &[("rule", "velocity")]), 1.0);
+    assert!(daemon.told(&["status"]).contains("\nshadow        velocity until "));
+    let told = daemon.told(&["shadow", "velocity", "--off"]);
+    assert!(told.contains("velocity holds again"), "{told}");
+    assert!(sends(&daemon).starts_with("421 4.7.0 "));
+    ends(
+        &daemon.ctl(&["shadow", "speed"]),
+        VALUE,
+        "there are: access, maintenance, load, velocity",
+    );
+    ends(&daemon.ctl(&["shadow", "behaviour"]), VALUE, "refuses nobody anyway: its mode is shadow");
+    ends(&daemon.ctl(&["shadow", "velocity", "--off"]), VALUE, "not taken out");
+}
+
 #[test]
 fn maintenance_of_one_listener_leaves_the_others_open() {
     let folder = Folder::new("two");

@@ -195,6 +195,11 @@ fn who_is_allowed_is_exempt_until_it_ends() {
         assert_eq!(wrong.status.code(), Some(VALUE));
     }
     assert_eq!(daemon.ctl(&["allow", BOT, "--for", "1h", "--off"]).status.code(), Some(USAGE));
+    for wide in ["0.0.0.0/0", "192.0.0.0/7", "::/0", "2001:db8::/18"] {
+        assert_eq!(daemon.ctl(&["allow", wide]).status.code(), Some(VALUE), "{wide}");
+    }
+    daemon.told(&["allow", "192.0.0.0/8"]);
+    daemon.told(&["allow", "::/0", "--force"]);
 }
 
 #[test]

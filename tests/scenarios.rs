@@ -42,6 +42,7 @@ scenarios! {
     behaviour_learning
     behaviour_shadow
     behaviour_weight
+    bypass
     bytes
     charge_attempts
     composite_keys
@@ -82,6 +83,7 @@ scenarios! {
     several
     several_at_connect
     several_windows
+    shadow_by_hand
     shadow_forgiven
     shadow_greylist
     shadow_greylist_data

@@ -41,12 +41,14 @@ pub(crate) fn manuals() -> Result<Vec<File>, String> {
 
 /// When the newest release was made: the date of the pages, which no clock has a part in.
 fn released() -> Result<&'static str, String> {
-    let line = CHANGELOG.lines().find_map(|line| line.strip_prefix("## "));
-    let date = line.and_then(|line| line.split_once(" - ")).map(|(_, date)| date.trim());
+    let lines = CHANGELOG.lines().filter_map(|line| line.strip_prefix("## "));
+    let release = lines.filter(|line| *line != "Unreleased").find_map(|it| it.split_once(" - "));
+    let date = release.map(|(_, date)| date.trim());
     let is_date = |date: &&str| {
         date.len() == 10 && date.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-')
     };
     date.filter(is_date).ok_or_else(|| {
-        "packaging/CHANGELOG.md: the first `## ` line is to end with ` - YYYY-MM-DD`".into()
+        "packaging/CHANGELOG.md: the first release's `## ` line is to end with ` - YYYY-MM-DD`"
+            .into()
     })
 }

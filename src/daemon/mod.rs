@@ -138,7 +138,10 @@ impl Daemon<'_> {
         let (reloads, mut asked) = mpsc::channel(1);
         if let Some(socket) = control {
             let (engine, listeners) = (engine.clone(), listeners.clone());
-            main.spawn(control::serve(socket, control::Desk { engine, since, listeners, reloads }));
+            main.spawn(control::serve(
+                socket,
+                control::desk::Desk { engine, since, listeners, reloads },
+            ));
         }
         for socket in sockets {
             let Some((address, protocol)) = socket.listen.address() else { continue };

@@ -22,6 +22,7 @@ use tracing::{debug, error, info};
 use super::sampler::delay::Lateness;
 use crate::engine::Engine;
 use crate::front::control::status::whole;
+use crate::policy::by_hand::Scope;
 
 /// What a manager gives its service to find it; our children have no business with it.
 pub(super) const VARIABLES: [&str; 6] = [
@@ -164,6 +165,9 @@ impl Service {
     fn status(&self, engine: &Engine, listeners: &[Arc<str>]) -> String {
         let (totals, load) = (engine.telemetry().totals(), engine.memory().load.level());
         let mut status = String::new();
+        if let Some(bypass) = engine.lifted().iter().find(|it| it.scope == Scope::Everything) {
+            let _ = write!(status, "bypass until {}: everything passes; ", whole(bypass.until));
+        }
         for (listener, closure) in engine.closures(listeners) {
             let of = listener.map_or_else(String::new, |listener| format!(" of {listener}"));
             let _ = write!(status, "maintenance{of} until {}; ", whole(closure.until));

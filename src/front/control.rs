@@ -4,38 +4,30 @@
 //! is, the length of a line, how long a line and its answer may take, and how many there are. The
 //! mail path never sees it. [`protocol`] has the words.
 
+pub mod desk;
 pub mod protocol;
 pub mod status;
 
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
-use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use nix::unistd::{Gid, Group, User};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::UCred;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, yield_now};
-use tokio::time::{interval, timeout};
-use tracing::{info, warn};
+use tokio::time::timeout;
+use tracing::warn;
 
-use self::protocol::{
-    AllowedNow, Answer, Forgot, Kind, Maintained, Reloaded, Request, Told, Trouble,
-};
-use self::status::{Closed, Status, shown, whole};
-use super::address::Address;
+use self::desk::Desk;
+use self::protocol::{Answer, Kind, Trouble};
 use super::listener::Bound;
 use crate::clock::Time;
-use crate::engine::{Engine, recent};
-use crate::meter::units::Span;
-use crate::policy::explain::Forgotten;
 use crate::telemetry::Failure;
 
 /// Connections at once. One more takes the place of the oldest: who asks is answered within
@@ -53,26 +45,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How often a line tells of peers that were turned away at most.
 const REFUSAL_LINE_EVERY: Duration = Duration::from_secs(10);
-
-/// How long maintenance lasts where nobody says it: as long as most work takes, and short enough
-/// that it does no harm if it is forgotten.
-pub const USUAL_MAINTENANCE: Span = Span::secs(3_600);
-
-/// The longest that can be asked for: by then every sender has given its mail back.
-pub const LONGEST_MAINTENANCE: Span = Span::secs(7 * 86_400);
-
-/// From here on senders' users notice.
-const LONG_MAINTENANCE: Span = Span::secs(4 * 3_600);
-
-/// How long a client is allowed where nobody says it: until the next week of work.
-pub const USUALLY_ALLOWED: Span = Span::secs(7 * 86_400);
-
-/// The longest that can be asked for: by then it belongs into the settings.
-pub const LONGEST_ALLOWED: Span = Span::secs(90 * 86_400);
-
-/// How long to wait for a change to be on disk: some flushes of the default, and shorter than
-/// whoever asks waits for an answer.
-const LONGEST_WRITE: Duration = Duration::from_secs(3);
 
 /// Who may ask.
 #[derive(Clone, Debug)]
@@ -115,21 +87,6 @@ impl Socket {
             Bound::Inet(_) => Err(io::Error::new(io::ErrorKind::InvalidInput, "no unix socket")),
         }
     }
-}
-
-/// Where a reload is asked for: by whoever has the settings, one after the other.
-pub type Reloads = mpsc::Sender<oneshot::Sender<Reloaded>>;
-
-/// What answers are made of.
-pub struct Desk {
-    /// Everything that is known.
-    pub engine: Arc<Engine>,
-    /// When the daemon began to serve.
-    pub since: Time,
-    /// The addresses of its listeners.
-    pub listeners: Arc<[Arc<str>]>,
-    /// Where a reload is asked for.
-    pub reloads: Reloads,
 }
 
 /// Serves until the runtime ends.
@@ -225,292 +182,4 @@ fn line(answer: &Answer) -> Vec<u8> {
     let mut line = serde_json::to_vec(answer).unwrap_or_default();
     line.push(b'\n');
     line
-}
-
-impl Desk {
-    async fn answer(&self, text: &[u8], peer: &UCred) -> Answer {
-        let answer = match Request::parse(text) {
-            Ok(request) => self.serve(request, peer).await,
-            Err(trouble) => Err(trouble),
-        };
-        answer.unwrap_or_else(Answer::Error)
-    }
-
-    async fn serve(&self, request: Request, peer: &UCred) -> Result<Answer, Trouble> {
-        // What only reads is not told, and what has a line of its own not twice.
-        if matches!(
-            request,
-            Request::Reload {} | Request::MaintenanceOn { .. } | Request::MaintenanceOff { .. }
-        ) {
-            info!(request = request.name(), uid = peer.uid(), pid = peer.pid(), "control");
-        }
-        match request {
-            Request::Status {} => {
-                let status = Status::of(&self.engine, self.since, &self.listeners);
-                Ok(Answer::Status(Box::new(status)))
-            }
-            Request::Reload {} => self.reload().await.map(Answer::Reload),
-            Request::MaintenanceOn { lasting, until, listener } => {
-                let now = self.engine.now();
-                let until = end(lasting, until, now)?;
-                let maintained = self.close(listener.as_deref(), until, now)?;
-                Ok(Answer::Maintenance(self.settled(maintained).await))
-            }
-            Request::MaintenanceOff { listener } => {
-                let maintained = self.reopen(listener.as_deref())?;
-                Ok(Answer::Maintenance(self.settled(maintained).await))
-            }
-            Request::Explain { what } => self.explain(&what).map(Box::new).map(Answer::Explained),
-            Request::Forget { client } => {
-                let client = client.to_canonical();
-                let Forgotten { forgotten, left } = self.engine.forget(client);
-                let (uid, pid, entries) = (peer.uid(), peer.pid(), forgotten.len());
-                info!(%client, entries, uid, pid, "forgotten by hand");
-                let warnings = self.warnings_of_disk(self.is_on_disk().await);
-                Ok(Answer::Forgotten(Forgot { client, forgotten, left, warnings }))
-            }
-            Request::Allow { client, lasting } => {
-                let network = network(&client)?;
-                let until = self.engine.now() + allowed_for(lasting)?.duration();
-                let full = |_| Trouble::unavailable("too many are allowed already");
-                self.engine.allow(network, until).map_err(full)?;
-                let (uid, pid) = (peer.uid(), peer.pid());
-                info!(%network, %until, uid, pid, "allowed by hand");
-                Ok(Answer::Allowed(self.allowed(network, Some(until)).await))
-            }
-            Request::AllowOff { client } => {
-                let network = network(&client)?;
-                if !self.engine.allow_no_more(network) {
-                    let all = self.engine.allowed().into_iter().map(|entry| shown(entry.network));
-                    let all: Vec<_> = all.collect();
-                    let all = if all.is_empty() { "nobody is".into() } else { all.join(", ") };
-                    let message = format!("{} is not allowed by hand: {all}", shown(network));
-                    return Err(Trouble::value(message));
-                }
-                let (uid, pid) = (peer.uid(), peer.pid());
-                info!(%network, uid, pid, "allowed by hand no more");
-                Ok(Answer::Allowed(self.allowed(network, None).await))
-            }
-        }
-    }
-
-    fn explain(&self, what: &str) -> Result<Told, Trouble> {
-        let now = self.engine.now();
-        if let Ok(address) = what.parse::<IpAddr>() {
-            let client = self.engine.explain(address.to_canonical());
-            return Ok(Told { now, decision: None, client });
-        }
-        let id = what.trim().trim_start_matches("id=");
-        let Some((decision, client)) = self.engine.explain_decision(id) else {
-            return Err(Trouble::value(format!(
-                "{id} is neither an address nor among the last {} decisions; the log may know it",
-                recent::MOST
-            )));
-        };
-        Ok(Told { now, decision: Some(decision), client })
-    }
-
-    async fn allowed(&self, network: IpNet, until: Option<Time>) -> AllowedNow {
-        let kept = self.is_on_disk().await;
-        let warnings = self.warnings_of_disk(kept);
-        AllowedNow { network: shown(network), until, kept: kept == Some(true), warnings }
-    }
-
-    fn warnings_of_disk(&self, kept: Option<bool>) -> Vec<String> {
-        let late = (kept == Some(false))
-            .then(|| "it is not on disk yet: a restart now would not know of it".to_owned());
-        let loading = self.engine.telemetry().totals().loading.then(|| {
-            "state is still being read: what was known before the restart may come back".to_owned()
-        });
-        late.into_iter().chain(loading).collect()
-    }
-
-    async fn reload(&self) -> Result<Reloaded, Trouble> {
-        let stopping = || Trouble::unavailable("the daemon is stopping");
-        let (answer, answered) = oneshot::channel();
-        self.reloads.send(answer).await.map_err(|_| stopping())?;
-        answered.await.map_err(|_| stopping())
-    }
-
-    fn close(&self, listener: Option<&str>, until: Time, now: Time) -> Result<Maintained, Trouble> {
-        let listener = listener.map(|name| self.listener(name)).transpose()?;
-        let full = |_| Trouble::unavailable("too much is closed already");
-        self.engine.close(listener.as_deref(), until).map_err(full)?;
-        let mut maintained = self.maintained(Vec::new());
-        if until.since(now) > LONG_MAINTENANCE.duration() {
-            maintained.warnings.push(format!(
-                "{LONG_MAINTENANCE} and more are noticed: senders' hosts then warn their users, \
-                 and after four or five days they give mail back"
-            ));
-        }
-        let longer = maintained.now.iter().find(|closed| closed.until > until);
-        let longer = longer.filter(|closed| match &closed.listener {
-            Some(closed) => listener.as_deref() == Some(closed),
-            None => true,
-        });
-        if let Some(longer) = longer {
-            let by = if longer.by_settings { "the settings say" } else { "it was said before" };
-            let warning = format!("it lasts longer, until {}: {by} so", longer.end());
-            maintained.warnings.push(warning);
-        }
-        Ok(maintained)
-    }
-
-    fn reopen(&self, listener: Option<&str>) -> Result<Maintained, Trouble> {
-        let listener = listener.map(|name| self.listener(name)).transpose()?;
-        let before = Closed::all(&self.engine, &self.listeners);
-        let full = |_| Trouble::unavailable("too much is closed already");
-        self.engine.reopen(listener.as_deref()).map_err(full)?;
-        let mut maintained = self.maintained(before);
-        let of_all = maintained.now.iter().find(|closed| closed.listener.is_none());
-        if let Some((listener, of_all)) = listener.zip(of_all) {
-            let still = format!(
-                "{listener} stays closed until {}, as all listeners are: `maintenance off` \
-                 without --listener ends that",
-                of_all.end()
-            );
-            if maintained.ended.is_empty() {
-                return Err(Trouble::value(still));
-            }
-            maintained.warnings.push(still);
-        }
-        Ok(maintained)
-    }
-
-    /// How it is after a change; `before` is what was closed.
-    fn maintained(&self, before: Vec<Closed>) -> Maintained {
-        self.engine.tell_maintenance(&self.listeners);
-        let now = Closed::all(&self.engine, &self.listeners);
-        let lasts = |was: &Closed| now.iter().any(|closed| closed.listener == was.listener);
-        let ended = before.into_iter().filter(|was| !lasts(was)).collect();
-        let mut warnings = Vec::new();
-        if !self.engine.memory().maintenance.is_whole() {
-            warnings.push(
-                "state is still being read: what was said before the restart may come to hold \
-                 again"
-                    .to_owned(),
-            );
-        }
-        Maintained { now, ended, kept: false, warnings }
-    }
-
-    /// Waits until a change is on disk, if anything is kept there.
-    async fn settled(&self, mut maintained: Maintained) -> Maintained {
-        let Some(kept) = self.is_on_disk().await else { return maintained };
-        maintained.kept = kept;
-        if !maintained.kept {
-            let warning = "it is not on disk yet: a restart now would not know of it";
-            maintained.warnings.push(warning.to_owned());
-        }
-        maintained
-    }
-
-    /// Waits until everything up to now is on disk; nothing if nothing is kept there.
-    async fn is_on_disk(&self) -> Option<bool> {
-        let said = self.engine.now();
-        let written = || self.engine.telemetry().totals().written_up_to;
-        written()?;
-        let mut look = interval(Duration::from_millis(20));
-        let kept = async {
-            while written().is_none_or(|up_to| up_to <= said) {
-                look.tick().await;
-            }
-        };
-        Some(timeout(LONGEST_WRITE, kept).await.is_ok())
-    }
-
-    /// A listener of ours, as it is known; it may be named in another way: `inet:[::1]:7421`, or a
-    /// plain path.
-    fn listener(&self, name: &str) -> Result<Arc<str>, Trouble> {
-        let address = match name.starts_with('/') {
-            true => format!("unix:{name}").parse::<Address>(),
-            false => name.parse::<Address>(),
-        };
-        let written = address.map_or_else(|_| name.to_owned(), |address| address.to_string());
-        let known = self.listeners.iter().find(|listener| ***listener == *written);
-        known.cloned().ok_or_else(|| {
-            let known = self.listeners.join(", ");
-            Trouble::value(format!("there is no listener {name:?}; there are: {known}"))
-        })
-    }
-}
-
-/// An address or a network, as it is said.
-fn network(text: &str) -> Result<IpNet, Trouble> {
-    let address = text.parse::<IpAddr>().map(|address| IpNet::from(address.to_canonical()));
-    let network = address.or_else(|_| text.parse::<IpNet>()).map(|network| network.trunc());
-    network.map_err(|_| {
-        let such = r#"an address, or a network such as "192.0.2.0/24""#;
-        Trouble::value(format!("expected {such}; not {text:?}"))
-    })
-}
-
-/// How long a client is allowed.
-fn allowed_for(lasting: Option<Span>) -> Result<Span, Trouble> {
-    let lasting = lasting.unwrap_or(USUALLY_ALLOWED);
-    if lasting.duration().is_zero() || lasting > LONGEST_ALLOWED {
-        let message = format!(
-            "expected a time of {LONGEST_ALLOWED} at most, not {lasting}: for longer,              `[access] allow` is the place"
-        );
-        return Err(Trouble::value(message));
-    }
-    Ok(lasting)
-}
-
-/// When maintenance is over that begins now.
-fn end(lasting: Option<Span>, until: Option<Time>, now: Time) -> Result<Time, Trouble> {
-    let until = match (lasting, until) {
-        (Some(_), Some(_)) => return Err(Trouble::value("expected either `for` or `until`")),
-        (None, Some(until)) => until,
-        (lasting, None) => now + lasting.unwrap_or(USUAL_MAINTENANCE).duration(),
-    };
-    if until <= now {
-        let message =
-            format!("expected a time that lies ahead, not {}: it is {}", whole(until), whole(now));
-        return Err(Trouble::value(message));
-    }
-    if until.since(now) > LONGEST_MAINTENANCE.duration() {
-        let message = format!(
-            "expected {LONGEST_MAINTENANCE} at most: before that, senders give their mail back"
-        );
-        return Err(Trouble::value(message));
-    }
-    Ok(until)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_client_is_allowed_for_a_week_unless_it_is_said_and_for_ninety_days_at_most() {
-        assert_eq!(allowed_for(None), Ok(Span::secs(7 * 86_400)));
-        assert_eq!(allowed_for(Some(LONGEST_ALLOWED)), Ok(LONGEST_ALLOWED));
-        for wrong in [0, 90 * 86_400 + 1] {
-            assert_eq!(allowed_for(Some(Span::secs(wrong))).unwrap_err().kind, Kind::Value);
-        }
-        let text = |text: &str| network(text).map(shown);
-        assert_eq!(text("::ffff:192.0.2.7").as_deref(), Ok("192.0.2.7"));
-        assert_eq!(text("192.0.2.7/24").as_deref(), Ok("192.0.2.0/24"));
-        assert_eq!(text("mx.example.org").unwrap_err().kind, Kind::Value);
-    }
-
-    #[test]
-    fn maintenance_ends_as_it_is_said_or_after_an_hour_and_never_later_than_after_a_week() {
-        let now = Time::from_secs(1_800_000_000);
-        let after = |secs| now + Duration::from_secs(secs);
-        assert_eq!(end(None, None, now), Ok(after(3_600)));
-        assert_eq!(end(Some(Span::secs(60)), None, now), Ok(after(60)));
-        assert_eq!(end(None, Some(after(60)), now), Ok(after(60)));
-        assert_eq!(end(Some(LONGEST_MAINTENANCE), None, now), Ok(after(604_800)));
-        for (lasting, until) in [
-            (Some(Span::secs(60)), Some(after(60))),
-            (Some(Span::secs(0)), None),
-            (Some(Span::secs(604_801)), None),
-            (None, Some(now)),
-            (None, Some(after(604_801))),
-        ] {
-            assert_eq!(end(lasting, until, now).unwrap_err().kind, Kind::Value);
-        }
-    }
 }

@@ -311,6 +311,11 @@ impl Refusal {
     pub fn action(&self) -> Action {
         self.code.action()
     }
+
+    /// The rule that speaks: the limit by its name, else the signal by its reason.
+    pub fn rule(&self) -> &str {
+        self.limit.as_deref().unwrap_or(self.why.reason().name())
+    }
 }
 
 /// What is done about one event, and everything that spoke for it.
@@ -377,6 +382,13 @@ impl Decision {
     #[must_use]
     pub fn for_exempt(mut self) -> Self {
         self.reasons.retain(|refusal| refusal.binds_exempt);
+        self
+    }
+
+    /// What is left of it when rules are taken out by hand.
+    #[must_use]
+    pub(super) fn lifted(mut self, is_lifted: impl Fn(&Refusal) -> bool) -> Self {
+        self.reasons.retain(|refusal| !is_lifted(refusal));
         self
     }
 

@@ -558,6 +558,16 @@ impl Greylist {
         self.proven.read(self.client(cx), proven)
     }
 
+    /// Whether it acts by its settings.
+    pub(super) fn own_mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Whether it acts.
+    fn mode(&self, cx: &Context<'_>) -> Mode {
+        cx.mode("greylist", self.mode)
+    }
+
     /// Whether it has nothing to say about this recipient.
     fn passes_over(&self, cx: &Context<'_>, recipient: &Address) -> bool {
         self.exempts(recipient) || !self.applies(cx)
@@ -706,7 +716,7 @@ impl Greylist {
             Acquaintance::Known { .. } => self.refresh(cx),
             // In shadow mode as if nothing had been refused: the sender has no reason to come
             // back, so its next message must not look like another first contact.
-            Acquaintance::New | Acquaintance::Waiting { .. } if self.mode == Mode::Shadow => {
+            Acquaintance::New | Acquaintance::Waiting { .. } if self.mode(cx) == Mode::Shadow => {
                 self.pass(cx);
             }
             // What another rule refuses has been seen all the same, so that delays do not add up.

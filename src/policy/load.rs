@@ -530,7 +530,7 @@ impl Load {
     /// The factor on the quotas of this client.
     pub(super) fn allowance(&self, cx: &Context<'_>) -> f32 {
         let level = self.host.level();
-        if level == Level::Normal || self.params.mode != Mode::Enforce {
+        if level == Level::Normal || cx.mode("load", self.params.mode) != Mode::Enforce {
             return 1.0;
         }
         number(cx.standing())

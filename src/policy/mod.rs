@@ -6,6 +6,7 @@
 pub mod access;
 pub mod allowed;
 pub mod behaviour;
+pub mod by_hand;
 pub mod decision;
 pub mod explain;
 pub mod greylist;
@@ -31,7 +32,7 @@ use crate::clock::Time;
 use crate::meter::changes::Changes;
 use crate::meter::key::{Key, KeyMaker, Secret};
 use crate::meter::table::{Kept, Size};
-use crate::setting::Complaint;
+use crate::setting::{Complaint, Mode};
 use crate::smtp::address::Address;
 use crate::smtp::client::{Network, Prefixes};
 use crate::smtp::event::{Event, Fate};
@@ -52,6 +53,8 @@ pub struct Memory {
     pub maintenance: maintenance::Memory,
     /// Who is let through by hand.
     pub allowed: allowed::Memory,
+    /// What is taken out by hand. A restart ends it.
+    pub by_hand: by_hand::Memory,
 }
 
 /// How much memory may hold.
@@ -74,6 +77,7 @@ impl Memory {
             load: load::Memory::new(bounds),
             maintenance: maintenance::Memory::new(secret),
             allowed: allowed::Memory::new(secret),
+            by_hand: by_hand::Memory::default(),
         }
     }
 
@@ -163,6 +167,7 @@ pub struct Policy {
     greylist: Option<Arc<greylist::Greylist>>,
     access: Arc<access::Access>,
     allowed: allowed::Memory,
+    by_hand: by_hand::Memory,
     limits: Arc<limit::Limits>,
     signals: Vec<Box<dyn Signal>>,
 }
@@ -220,6 +225,7 @@ impl Policy {
             greylist,
             access,
             allowed: memory.allowed.clone(),
+            by_hand: memory.by_hand.clone(),
             limits,
             signals,
         }
@@ -333,8 +339,8 @@ impl Policy {
     }
 
     /// A decision about a whole session of this listener that was made at `since`, as it is now:
-    /// maintenance may have been ended before its time, or made longer. A session that is let in
-    /// after all is not charged as a new one; that concerns the few that came just before.
+    /// maintenance may have been ended before its time, or made longer, and a rule taken out by hand.
+    /// A session that is let in after all is not charged as a new one; that concerns the few that came just before.
     pub fn reconsidered(
         &self,
         decision: Decision,
@@ -342,6 +348,8 @@ impl Policy {
         since: Time,
         now: Time,
     ) -> Decision {
+        let lifted = |refusal: &Refusal| self.by_hand.covers(refusal.rule(), now);
+        let decision = if self.by_hand.is_empty() { decision } else { decision.lifted(lifted) };
         match decision.reasons().iter().any(|r| r.why.reason() == Reason::Maintenance) {
             true => decision.in_maintenance(self.maintenance.over(listener, now), since),
             false => decision,
@@ -381,12 +389,36 @@ impl Policy {
         for signal in &self.signals {
             if round.exemption.is_none() || signal.binds_exempt() {
                 signal.assess(cx, ledger, &mut round);
+                self.by_hand_in(&mut round, cx.now);
             }
         }
         if cx.transaction.is_some_and(|transaction| transaction.accepted > 0) {
             round.refusals.iter_mut().for_each(|refusal| spare_the_accepted(cx, refusal));
         }
         Decision::new(round.exemption, round.refusals)
+    }
+
+    /// What is taken out by hand is a shadow.
+    fn by_hand_in(&self, round: &mut Round, now: Time) {
+        if !round.refusals.is_empty() && !self.by_hand.is_empty() {
+            for refusal in &mut round.refusals {
+                refusal.mode = self.by_hand.mode(refusal.rule(), refusal.mode, now);
+            }
+        }
+    }
+
+    /// Every rule in force and its mode, in the order in which they are asked.
+    pub fn rules(&self, now: Time) -> Vec<(Arc<str>, Mode)> {
+        let always = [Reason::Access, Reason::Maintenance].map(|reason| (reason, Mode::Enforce));
+        let load = (Reason::Load, self.load.params().mode);
+        let first = always.into_iter().chain([load]);
+        let greylist = self.greylist.as_ref().map(|rule| (Reason::Greylist, rule.own_mode()));
+        let behaviour = self.behaviour.as_ref().map(|rule| (Reason::Behaviour, rule.own_mode(now)));
+        let named = |(reason, mode): (Reason, Mode)| (Arc::from(reason.name()), mode);
+        let last = greylist.into_iter().chain(behaviour).map(named);
+        let all = first.map(named).chain(self.limits.modes()).chain(last);
+        let all = all.filter(|(_, own)| *own != Mode::Off);
+        all.map(|(rule, own)| (rule.clone(), self.by_hand.mode(&rule, own, now))).collect()
     }
 
     /// Takes note of what was decided: the only writer.

@@ -141,6 +141,11 @@ impl<'a> Context<'a> {
         self.policy.allowance(self)
     }
 
+    /// The mode of a rule, whose own this is: an administrator may have taken it out.
+    pub fn mode(&self, rule: &str, own: Mode) -> Mode {
+        self.policy.by_hand.mode(rule, own, self.now)
+    }
+
     /// What the event shows of the client's behaviour.
     pub fn seen(&self) -> &'a Seen {
         self.shows.get_or_init(|| self.policy.see(self))

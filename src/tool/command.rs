@@ -211,6 +211,26 @@ pub enum Ctl {
     /// Put off new sessions for a while, or let them in again.
     #[command(subcommand)]
     Maintenance(Maintenance),
+    /// Let everything pass for a while, or let the rules hold again.
+    #[command(subcommand)]
+    Bypass(Bypass),
+    /// Make a shadow of one rule for a while: it refuses nobody.
+    ///
+    /// It goes on to count, and logs what it would have refused, with mode=shadow. It ends by
+    /// itself, and with the daemon. Said again, it gets another end.
+    Shadow {
+        /// The limit's name, or access, maintenance, load, greylist or behaviour.
+        #[arg(value_name = "LIMIT")]
+        rule: String,
+        /// How long: "30m", "2h"; 7d at most. Unless said, an hour.
+        #[arg(long = "for", value_name = "TIME", conflicts_with = "off")]
+        lasting: Option<Span>,
+        /// It holds again at once.
+        #[arg(long)]
+        off: bool,
+        #[command(flatten)]
+        shown: Shown,
+    },
     /// Forget what is known of a client, and say what was left.
     ///
     /// How it has behaved, what limits have counted under its network alone, and that greylisting
@@ -236,9 +256,30 @@ pub enum Ctl {
         /// End it at once.
         #[arg(long)]
         off: bool,
+        /// Even a network wider than /8, or than /19 of IPv6.
+        #[arg(long, conflicts_with = "off")]
+        force: bool,
         #[command(flatten)]
         shown: Shown,
     },
+}
+
+#[derive(Subcommand)]
+pub enum Bypass {
+    /// Refuse nobody: every rule is a shadow, access, load and maintenance too.
+    ///
+    /// Rules go on to count, and log what they would have refused, with mode=shadow. Sessions that
+    /// are refused already may go on. It ends by itself, and with the daemon: after a restart the
+    /// settings hold. Said again, it gets another end.
+    On {
+        /// How long: "10m", "2h"; 1d at most. Unless said, an hour.
+        #[arg(long = "for", value_name = "TIME")]
+        lasting: Option<Span>,
+        #[command(flatten)]
+        shown: Shown,
+    },
+    /// Let the rules hold again.
+    Off(Shown),
 }
 
 #[derive(Subcommand)]
@@ -300,8 +341,14 @@ impl Ctl {
             }
             Self::Forget { client, shown } => (Request::Forget { client }, shown),
             Self::Allow { client, off: true, shown, .. } => (Request::AllowOff { client }, shown),
-            Self::Allow { client, lasting, off: false, shown } => {
-                (Request::Allow { client, lasting }, shown)
+            Self::Allow { client, lasting, off: false, force, shown } => {
+                (Request::Allow { client, lasting, force }, shown)
+            }
+            Self::Bypass(Bypass::On { lasting, shown }) => (Request::BypassOn { lasting }, shown),
+            Self::Bypass(Bypass::Off(shown)) => (Request::BypassOff {}, shown),
+            Self::Shadow { rule, off: true, shown, .. } => (Request::ShadowOff { rule }, shown),
+            Self::Shadow { rule, lasting, off: false, shown } => {
+                (Request::Shadow { rule, lasting }, shown)
             }
         }
     }

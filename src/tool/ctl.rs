@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use super::dial::dial;
 use super::explain::explained;
-use super::text::{status, time_and_rest};
+use super::text::{ending, status, time_and_rest};
 use crate::config::Control;
 use crate::exit;
 use crate::front::control::protocol::{
-    AllowedNow, Answer, Forgot, Kind, Maintained, Reloaded, Request, Trouble,
+    AllowedNow, Answer, Forgot, Kind, LiftedNow, Maintained, Reloaded, Request, Trouble,
 };
 use crate::front::control::status::whole;
 use crate::setting::OrNone;
@@ -168,41 +168,49 @@ fn tell(answer: Answer, form: Form, out: &mut dyn Write, err: &mut dyn Write) ->
         _ => 0,
     };
     match (form, answer) {
-        (Form::Json, Answer::Status(status)) => {
-            serde_json::to_writer(&mut *out, &status)?;
-            writeln!(out)?;
-        }
-        (Form::Json, Answer::Reload(reloaded)) => {
-            serde_json::to_writer(&mut *out, &reloaded)?;
-            writeln!(out)?;
-        }
-        (Form::Json, Answer::Maintenance(maintained)) => {
-            serde_json::to_writer(&mut *out, &maintained)?;
-            writeln!(out)?;
-        }
-        (Form::Json, Answer::Explained(told)) => {
-            serde_json::to_writer(&mut *out, &told)?;
-            writeln!(out)?;
-        }
-        (Form::Json, Answer::Forgotten(told)) => {
-            serde_json::to_writer(&mut *out, &told)?;
-            writeln!(out)?;
-        }
-        (Form::Json, Answer::Allowed(told)) => {
-            serde_json::to_writer(&mut *out, &told)?;
-            writeln!(out)?;
-        }
+        (Form::Json, answer) => writeln!(out, "{}", bare(&answer)?)?,
         (Form::Text, Answer::Explained(told)) => write!(out, "{}", explained(&told))?,
         (Form::Text, Answer::Forgotten(told)) => tell_forgotten(&told, out, err)?,
         (Form::Text, Answer::Allowed(told)) => tell_allowed(&told, out, err)?,
         (Form::Text, Answer::Status(told)) => write!(out, "{}", status(&told))?,
         (Form::Text, Answer::Reload(told)) => tell_reload(&told, out, err)?,
         (Form::Text, Answer::Maintenance(told)) => tell_maintenance(&told, out, err)?,
+        (Form::Text, Answer::Lifted(told)) => tell_lifted(&told, out, err)?,
         // Told already.
-        (_, Answer::Error(_)) => {}
+        (Form::Text, Answer::Error(_)) => {}
     }
     out.flush()?;
     Ok(code)
+}
+
+/// An answer without the name that tells it from others.
+fn bare(answer: &Answer) -> io::Result<serde_json::Value> {
+    let named = serde_json::to_value(answer)?;
+    Ok(match named {
+        serde_json::Value::Object(named) => named.into_values().next().unwrap_or_default(),
+        bare => bare,
+    })
+}
+
+fn tell_lifted(told: &LiftedNow, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<()> {
+    told.warnings.iter().try_for_each(|warning| writeln!(err, "warning: {warning}"))?;
+    let when = told.until.map(|until| ending(until, told.now));
+    match (&told.rule, when) {
+        (None, Some(when)) => writeln!(
+            out,
+            "bypass {when}: everything passes, nobody is refused\n\
+             access, load and maintenance too; the log says what would have been refused\n\
+             it ends by itself, or by `postpone ctl bypass off`, or by a restart of the daemon"
+        ),
+        (None, None) => writeln!(out, "no bypass: the rules hold again"),
+        (Some(rule), Some(when)) => writeln!(
+            out,
+            "{rule} is a shadow {when}: it refuses nobody, and logs what it would have\n\
+             it ends by itself, or by `postpone ctl shadow {rule} --off`, or by a restart of the \
+             daemon"
+        ),
+        (Some(rule), None) => writeln!(out, "{rule} holds again, as the settings say"),
+    }
 }
 
 fn tell_reload(told: &Reloaded, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<()> {

@@ -46,6 +46,8 @@ pub const EXAMPLES: &[Entry] = &[
         "postpone ctl maintenance on --for 30m",
         "Sends new sessions away with a 421 for half an hour.",
     ),
+    entry("postpone ctl bypass on --for 10m", "Lets everything pass for ten minutes."),
+    entry("postpone ctl shadow velocity --for 1h", "Takes one rule out for an hour."),
     entry("journalctl -u postpone -g client=192.0.2.7", "Everything it has been told, and why."),
 ];
 

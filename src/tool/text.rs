@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
-use crate::front::control::status::{Allowed, Closed, Load, Sensor, State, Status, Table, whole};
+use crate::clock::Time;
+use crate::front::control::status::{
+    Allowed, Closed, Load, Sensor, Shadow, State, Status, Table, whole,
+};
 use crate::policy::load::Level;
 use crate::policy::load::Rounded;
 use crate::setting::Mode;
@@ -18,6 +21,12 @@ pub(super) fn status(status: &Status) -> impl Display {
 pub(super) fn time_and_rest(closed: &Closed) -> String {
     let rest = Duration::from_secs(closed.remaining_secs);
     format!("{} ({} left)", closed.end(), humantime::format_duration(rest))
+}
+
+/// When something ends, and how long that is from now.
+pub(super) fn ending(until: Time, now: Time) -> String {
+    let rest = Duration::from_secs(until.since(now).as_nanos().div_ceil(1_000_000_000) as u64);
+    format!("until {} ({} left)", whole(until), humantime::format_duration(rest))
 }
 
 struct Text<'a>(&'a Status);
@@ -35,6 +44,12 @@ impl Display for Text<'_> {
         writeln!(f, "{:WIDTH$}{sessions_open} open", "sessions")?;
         load(f, &self.0.load)?;
         maintenance(f, &self.0.maintenance)?;
+        if let Some(until) = self.0.bypass {
+            writeln!(f, "{:WIDTH$}{}: everything passes", "bypass", ending(until, *now))?;
+        }
+        for Shadow { rule, until } in &self.0.shadows {
+            writeln!(f, "{:WIDTH$}{rule} {}, by hand", "shadow", ending(*until, *now))?;
+        }
         if let Some(until) = self.0.learning_until {
             writeln!(f, "{:WIDTH$}only watches until {}", "behaviour", whole(until))?;
         }
@@ -130,7 +145,6 @@ fn table(f: &mut Formatter<'_>, table: &Table) -> fmt::Result {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Time;
 
     #[test]
     fn a_status_reads_well() {

@@ -24,6 +24,7 @@
 //!   where one cannot be read. Those that are not named read nothing worth a level.
 //! - `+12s MAINTENANCE on LISTENER|all TIME`, or `off LISTENER|all`, as by `postpone ctl`; `LOOK`
 //!   in their place, as the daemon does it once a second.
+//! - `+12s LIFT RULE|all TIME`, or `LIFT RULE|all off`, as by `postpone ctl shadow` and `bypass`.
 //! - `metric NAME{label="value"} = 2`: the sum of the samples that have these labels.
 //! - `#` begins a line of comment.
 
@@ -40,6 +41,7 @@ use postpone::meter::record::written;
 use postpone::meter::table::Restored;
 use postpone::meter::units::{Size, Span};
 use postpone::policy::Memory;
+use postpone::policy::by_hand::Scope;
 use postpone::policy::imported::{Imported, Known, host, subnet};
 use postpone::policy::load::{Sample, Worse};
 use postpone::smtp::address::{Address, ClientText};
@@ -71,6 +73,9 @@ pub(crate) fn play(file: &str, text: &str) {
             }
             Some((time, rest)) if rest.trim().starts_with("MAINTENANCE") => {
                 stage.at(time).and_then(|()| stage.maintenance(rest))
+            }
+            Some((time, rest)) if rest.trim().starts_with("LIFT") => {
+                stage.at(time).and_then(|()| stage.lift(rest))
             }
             Some((time, rest)) => stage.at(time).and_then(|()| stage.check(rest)),
             None => Err("expected a time, a client and a command".into()),
@@ -194,6 +199,23 @@ impl Stage {
         }
         self.engine.tell_maintenance(&[self.settings.listen[0].door().address]);
         Ok(())
+    }
+
+    fn lift(&self, line: &str) -> Result<(), String> {
+        let words: Vec<_> = line.split_whitespace().skip(1).collect();
+        let [_, _] = words[..] else { return Err("expected RULE and TIME or off".into()) };
+        let scope = match words[0] {
+            "all" => Scope::Everything,
+            rule => Scope::Rule(rule.into()),
+        };
+        let done = match words[1] {
+            "off" => self.engine.restore(&scope),
+            time => {
+                let time = time.parse::<Span>().map_err(|expected| expected.to_string())?;
+                self.engine.lift(&scope, time.duration())
+            }
+        };
+        if done { Ok(()) } else { Err("it was not taken out, or too much is".into()) }
     }
 
     /// Moves the clock, which only goes forward here.

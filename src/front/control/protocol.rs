@@ -7,8 +7,8 @@
 //! {"error":{"kind":"request","message":"..."}}
 //! ```
 //!
-//! A new request is a variant of [`Request`], one of [`Answer`], and an arm where the front
-//! answers.
+//! A new request is a variant of [`Request`], perhaps one of [`Answer`], an arm where the front
+//! answers (`desk`), its option in `tool/command`, and what people read of the answer in `tool/ctl`.
 
 use std::fmt::{self, Display, Formatter};
 use std::net::IpAddr;
@@ -64,31 +64,47 @@ pub enum Request {
         /// For so long from now.
         #[serde(rename = "for", default, skip_serializing_if = "Option::is_none")]
         lasting: Option<Span>,
+        /// However wide the network is.
+        #[serde(default, skip_serializing_if = "is_not")]
+        force: bool,
     },
     /// No longer.
     AllowOff {
         /// As it was said.
         client: String,
     },
+    /// Let everything pass for a while.
+    BypassOn {
+        /// For so long from now.
+        #[serde(rename = "for", default, skip_serializing_if = "Option::is_none")]
+        lasting: Option<Span>,
+    },
+    /// The rules hold again.
+    BypassOff {},
+    /// Make a shadow of one rule for a while.
+    Shadow {
+        /// The limit's name, or the signal's.
+        rule: String,
+        /// For so long from now.
+        #[serde(rename = "for", default, skip_serializing_if = "Option::is_none")]
+        lasting: Option<Span>,
+    },
+    /// It holds again.
+    ShadowOff {
+        /// As it was said.
+        rule: String,
+    },
+}
+
+fn is_not(said: &bool) -> bool {
+    !said
 }
 
 impl Request {
-    /// All of them by their names.
-    pub const NAMES: [&str; 8] = [
-        "status",
-        "reload",
-        "maintenance-on",
-        "maintenance-off",
-        "explain",
-        "forget",
-        "allow",
-        "allow-off",
-    ];
-
     /// Reads a line. Who asks for what does not exist is told what does.
     pub fn parse(line: &[u8]) -> Result<Self, Trouble> {
         serde_json::from_slice(line).map_err(|error| {
-            let known = Self::NAMES.join(", ");
+            let known = Self::names().join(", ");
             let message = format!(
                 "expected a line such as {{\"request\":\"status\"}}: {error}; requests are {known}"
             );
@@ -96,18 +112,18 @@ impl Request {
         })
     }
 
-    /// Its name.
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Status {} => Self::NAMES[0],
-            Self::Reload {} => Self::NAMES[1],
-            Self::MaintenanceOn { .. } => Self::NAMES[2],
-            Self::MaintenanceOff { .. } => Self::NAMES[3],
-            Self::Explain { .. } => Self::NAMES[4],
-            Self::Forget { .. } => Self::NAMES[5],
-            Self::Allow { .. } => Self::NAMES[6],
-            Self::AllowOff { .. } => Self::NAMES[7],
-        }
+    /// Its name, as it stands in a line.
+    pub fn name(&self) -> String {
+        let line = serde_json::to_value(self).unwrap_or_default();
+        line["request"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// All of them by their names, as the reader of lines has them from the variants.
+    pub fn names() -> Vec<String> {
+        let none: Result<Self, _> = serde_json::from_str(r#"{"request":""}"#);
+        let expected = none.err().map(|error| error.to_string()).unwrap_or_default();
+        let names = expected.split('`').skip(1).step_by(2).filter(|name| !name.is_empty());
+        names.map(ToOwned::to_owned).collect()
     }
 }
 
@@ -127,6 +143,8 @@ pub enum Answer {
     Forgotten(Forgot),
     /// To `allow` and `allow-off`.
     Allowed(AllowedNow),
+    /// To `bypass-on`, `bypass-off`, `shadow` and `shadow-off`.
+    Lifted(LiftedNow),
     /// It could not be done.
     Error(Trouble),
 }
@@ -165,6 +183,20 @@ pub struct AllowedNow {
     pub until: Option<Time>,
     /// Whether it is on disk, and so survives a restart.
     pub kept: bool,
+    /// What may surprise.
+    pub warnings: Vec<String>,
+}
+
+/// What came of taking a rule out, or of letting it hold again.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LiftedNow {
+    /// The rule it is about; nothing: all of them.
+    pub rule: Option<String>,
+    /// Until when; nothing: it holds again.
+    pub until: Option<Time>,
+    /// The time there.
+    pub now: Time,
     /// What may surprise.
     pub warnings: Vec<String>,
 }
@@ -265,8 +297,20 @@ mod tests {
                 r#"{"request":"forget","client":"192.0.2.7"}"#,
             ),
             (
-                Request::Allow { client: "192.0.2.7".into(), lasting: Some(Span::secs(1800)) },
+                Request::Allow {
+                    client: "192.0.2.7".into(),
+                    lasting: Some(Span::secs(1800)),
+                    force: false,
+                },
                 r#"{"request":"allow","client":"192.0.2.7","for":"30m"}"#,
+            ),
+            (
+                Request::BypassOn { lasting: Some(Span::secs(600)) },
+                r#"{"request":"bypass-on","for":"10m"}"#,
+            ),
+            (
+                Request::ShadowOff { rule: "velocity".into() },
+                r#"{"request":"shadow-off","rule":"velocity"}"#,
             ),
             (
                 Request::AllowOff { client: "192.0.2.7".into() },
@@ -274,7 +318,7 @@ mod tests {
             ),
         ] {
             assert_eq!(serde_json::to_string(&request).unwrap(), line);
-            assert!(line.contains(request.name()));
+            assert!(line.contains(&request.name()));
             assert_eq!(Request::parse(line.as_bytes()), Ok(request));
         }
     }
@@ -292,12 +336,12 @@ mod tests {
         ] {
             let Err(trouble) = Request::parse(line.as_bytes()) else { panic!("{line}") };
             assert_eq!(trouble.kind, Kind::Request);
-            assert!(Request::NAMES.iter().all(|name| trouble.message.contains(name)), "{trouble}");
+            assert!(
+                trouble.message.contains("maintenance-off, explain, forget, allow"),
+                "{trouble}"
+            );
         }
-        let wrong = Request::parse(br#"{"request":"explode"}"#).unwrap_err().message;
-        for name in Request::NAMES {
-            assert!(wrong.contains(&format!("`{name}`")), "{name} is in NAMES and no variant");
-        }
+        assert_eq!(Request::names().len(), 12);
     }
 
     proptest! {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Time;
 use crate::engine::Engine;
 use crate::policy::allowed::Entry;
+use crate::policy::by_hand::{Lifted, Scope};
 use crate::policy::decision::Reason;
 use crate::policy::load::{Level, Seen, Worse};
 use crate::policy::maintenance::{By, Closure};
@@ -34,6 +35,10 @@ pub struct Status {
     pub load: Load,
     /// What is closed; nothing: no maintenance.
     pub maintenance: Vec<Closed>,
+    /// Until when everything passes, by `bypass-on`.
+    pub bypass: Option<Time>,
+    /// Rules that are taken out by hand.
+    pub shadows: Vec<Shadow>,
     /// Until when behaviour only watches because the database is new.
     pub learning_until: Option<Time>,
     /// Who is allowed by hand.
@@ -56,6 +61,16 @@ pub struct Status {
 pub struct Allowed {
     /// The network, or a single address.
     pub network: String,
+    /// Until when.
+    pub until: Time,
+}
+
+/// A rule that is taken out by hand.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Shadow {
+    /// Its name.
+    pub rule: String,
     /// Until when.
     pub until: Time,
 }
@@ -173,6 +188,7 @@ impl Status {
             turned_away: size.turned_away,
         };
         let kept = totals.written_up_to.is_some();
+        let lifted = engine.lifted();
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             since,
@@ -181,6 +197,8 @@ impl Status {
             sessions_open: totals.sessions,
             load: Load::of(engine),
             maintenance: Closed::all(engine, listeners),
+            bypass: lifted.iter().find(|it| it.scope == Scope::Everything).map(|it| it.until),
+            shadows: lifted.iter().filter_map(Shadow::of).collect(),
             learning_until: engine.learning_until(),
             allowed: engine.allowed().into_iter().map(Allowed::of).collect(),
             decisions: by_reason(totals.refused)
@@ -226,6 +244,15 @@ impl Load {
             }),
             admitted: standings.into_iter().zip(load.shares().map(f64::from)).collect(),
             sensors: load.sensors().into_iter().map(Sensor::of).collect(),
+        }
+    }
+}
+
+impl Shadow {
+    fn of(lifted: &Lifted) -> Option<Self> {
+        match &lifted.scope {
+            Scope::Everything => None,
+            Scope::Rule(rule) => Some(Self { rule: (**rule).to_owned(), until: lifted.until }),
         }
     }
 }

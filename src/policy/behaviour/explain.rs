@@ -27,7 +27,7 @@ impl Behaviour {
         let begun = self.memory.begun_at().unwrap_or(now);
         let until = begun + self.learn_for;
         // A clock that has stepped back does not make it wait for longer than it says.
-        (self.mode == Mode::Enforce && self.mode(now) == Mode::Shadow).then_some(until)
+        (self.mode == Mode::Enforce && self.own_mode(now) == Mode::Shadow).then_some(until)
     }
 
     /// Everything about a client, as of now. Reads only.
@@ -42,7 +42,7 @@ impl Behaviour {
             stage => (pace.wait(stage, &self.rates), Some(pace.per_hour(stage, &self.rates))),
         };
         Behaved {
-            mode: self.mode(cx.now),
+            mode: self.mode(cx),
             learning_until: self.learning_until(cx.now),
             known: times.is_some(),
             first: times.map(|(first, _)| first),

@@ -306,7 +306,12 @@ struct Look {
 
 impl Behaviour {
     /// Whether it acts, or only watches.
-    pub fn mode(&self, now: Time) -> Mode {
+    fn mode(&self, cx: &Context<'_>) -> Mode {
+        cx.mode("behaviour", self.own_mode(cx.now))
+    }
+
+    /// Whether it acts by its settings and its age.
+    pub(super) fn own_mode(&self, now: Time) -> Mode {
         let begun = Time::from_nanos(self.memory.begun.load(Ordering::Relaxed));
         // One whose age nobody has told is new.
         let age = if begun == Time::default() { Duration::ZERO } else { now.since(begun) };
@@ -330,7 +335,7 @@ impl Behaviour {
 
     /// Whether new triplets of this client wait, whoever it is.
     pub(super) fn suspects(&self, cx: &Context<'_>) -> bool {
-        self.mode(cx.now) == Mode::Enforce && self.stage(cx.score().total) >= Stage::Suspect
+        self.mode(cx) == Mode::Enforce && self.stage(cx.score().total) >= Stage::Suspect
     }
 
     /// Whose deferrals are kept together: those of a mail system that has a name, since another of
@@ -462,7 +467,7 @@ impl Behaviour {
         }
         let from = self.from[stage as usize - 1];
         let why = Why::Behaviour { score: look.seen.score, from, shared };
-        let mut refusal = Refusal::new(self.mode(cx.now), &self.template, why).waiting(wait);
+        let mut refusal = Refusal::new(self.mode(cx), &self.template, why).waiting(wait);
         if stage == Stage::Suspect && refusal.action() == Action::Close {
             // This message is put off; the session may go on.
             refusal.code = Code::Code451;
@@ -512,7 +517,7 @@ impl Signal for Arc<Behaviour> {
     }
 
     fn standing(&self, cx: &Context<'_>) -> Option<Standing> {
-        if self.mode(cx.now) != Mode::Enforce {
+        if self.mode(cx) != Mode::Enforce {
             return None;
         }
         let score = cx.score();

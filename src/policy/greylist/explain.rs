@@ -21,7 +21,7 @@ impl Greylist {
             Acquaintance::New => "a first contact".to_owned(),
         });
         Greylisted {
-            mode: self.mode,
+            mode: self.mode(cx),
             applies: self.applies(cx),
             passes,
             proven_after: self.proven_after,

@@ -32,7 +32,7 @@ impl Limits {
         let at = |wait: Duration| (!wait.is_zero()).then(|| cx.now + wait);
         Limited {
             name: limit.name.to_string(),
-            mode: limit.mode,
+            mode: cx.mode(&limit.name, limit.mode),
             count: limit.count.name().to_owned(),
             per: limit.per.iter().map(ToString::to_string).collect(),
             needs,

@@ -332,6 +332,11 @@ fn some_of(max: u32, cx: &Context<'_>) -> u32 {
 }
 
 impl Limits {
+    /// Each limit with its mode.
+    pub(in crate::policy) fn modes(&self) -> impl Iterator<Item = (Arc<str>, Mode)> {
+        self.limits.iter().map(|limit| (limit.name.clone(), limit.mode))
+    }
+
     /// The limits that this event concerns, each with its key.
     fn concerned<'a>(
         &'a self,
