@@ -10,6 +10,7 @@
 //! stands around every call.
 
 mod examine;
+mod journal;
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -30,8 +31,9 @@ use fjall::{
     OwnedWriteBatch, PersistMode,
 };
 
-use self::examine::{examine, journals, last_ends};
-use super::{Backend, Change, Fault, RawKey};
+use self::examine::examine;
+use self::journal::{Lost, journals, mend};
+use super::{Backend, Change, Damage, Fault, RawKey};
 
 // Memory, all tables together: CACHE_BYTES, WAIT_BYTES and once more a commit's own size, a table's
 // index in parts of 4 kB through the cache, buffers of 32 kB for each file being merged. Measured
@@ -73,15 +75,15 @@ pub struct Disk {
     db: Database,
     folder: PathBuf,
     bytes: AtomicU64,
-    /// What was lost when it was opened; every scan tells it.
-    lost: Option<String>,
+    /// What had to be taken out of its journals when it was opened.
+    lost: Lost,
 }
 
 impl Disk {
     /// Opens what is in the folder, or begins it. Tables that are not named stay as they are.
     pub fn open(folder: &Path, tables: &[&'static str]) -> Result<Self, Fault> {
-        let ends = examine(folder).and_then(|()| last_ends(folder)).map_err(io_fault)?;
-        let mut disk = caught(|| {
+        let lost = examine(folder).and_then(|()| mend(folder)).map_err(io_fault)?;
+        let disk = caught(|| {
             let db = Database::builder(folder)
                 .cache_size(CACHE_BYTES)
                 .max_cached_files(Some(OPEN_FILES))
@@ -93,10 +95,8 @@ impl Disk {
                 .iter()
                 .map(|name| Ok((*name, db.keyspace(name, options)?)))
                 .collect::<Result<_, Error>>()?;
-            Ok(Self { tables, db, folder: folder.to_owned(), bytes: AtomicU64::new(0), lost: None })
+            Ok(Self { tables, db, folder: folder.to_owned(), bytes: AtomicU64::new(0), lost })
         })?;
-        let cut = |(path, end): &(PathBuf, u64)| fs::metadata(path).is_ok_and(|f| f.len() < *end);
-        disk.lost = ends.iter().find(|end| cut(end)).map(|(path, _)| path.display().to_string());
         disk.weigh();
         Ok(disk)
     }
@@ -187,14 +187,22 @@ impl Backend for Disk {
         let first = u128::from(first_byte) << 120;
         let last = first | (u128::MAX >> 8);
         let mut from = Some(first);
-        let mut first_fault = self.lost.clone().map(Fault::Damaged);
+        let (mut first_fault, mut not_shown) = (None, 0_u128);
         while let Some(begin) = from.take() {
             if let Err((fault, at)) = show(table, begin, last, each) {
                 first_fault.get_or_insert(fault);
                 from = behind(table, at, last);
+                not_shown += from.unwrap_or(last) - at.min(last);
             }
         }
-        first_fault.map_or(Ok(()), Err)
+        match first_fault {
+            None => Ok(()),
+            Some(Fault::Damaged(Damage { what, .. })) => {
+                let share = not_shown as f64 / (last - first) as f64;
+                Err(Fault::Damaged(Damage { what, share }))
+            }
+            Some(unable) => Err(unable),
+        }
     }
 
     fn get(&self, table: &str, key: RawKey) -> Result<Option<Vec<u8>>, Fault> {
@@ -222,6 +230,13 @@ impl Backend for Disk {
 
     fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn left_out(&self) -> Option<String> {
+        let Lost { commits, bytes } = self.lost;
+        (commits > 0).then(|| {
+            format!("{commits} of the last commits, {bytes} bytes: the original is kept as *.jnl.damaged")
+        })
     }
 }
 
@@ -307,8 +322,8 @@ fn caught<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Fault> {
         Ok(Err(Error::Io(error) | Error::Storage(LsmError::Io(error)))) => Err(io_fault(error)),
         Ok(Err(Error::Locked)) => Err(Fault::Unable(ErrorKind::ResourceBusy.into())),
         Ok(Err(Error::Poisoned)) => Err(Fault::Unable(io::Error::other("an earlier write failed"))),
-        Ok(Err(error)) => Err(Fault::Damaged(error.to_string())),
-        Err(_) => Err(Fault::Damaged("fjall panicked".to_owned())),
+        Ok(Err(error)) => Err(Fault::Damaged(error.to_string().into())),
+        Err(_) => Err(Fault::Damaged("fjall panicked".into())),
     }
 }
 
@@ -320,7 +335,7 @@ fn io_fault(error: io::Error) -> Fault {
         | ErrorKind::UnexpectedEof
         | ErrorKind::InvalidData
         | ErrorKind::InvalidInput
-        | ErrorKind::IsADirectory => Fault::Damaged(error.to_string()),
+        | ErrorKind::IsADirectory => Fault::Damaged(error.to_string().into()),
         _ => Fault::Unable(error),
     }
 }
@@ -383,7 +398,13 @@ mod tests {
                 assert_eq!(k, key(u64::from_be_bytes(value.try_into().unwrap())));
                 count += 1;
             });
-            fault = fault.or(scanned.err());
+            fault = match (fault, scanned.err()) {
+                (Some(Fault::Damaged(mut all)), Some(Fault::Damaged(one))) => {
+                    all.share += one.share;
+                    Some(Fault::Damaged(all))
+                }
+                (fault, scanned) => fault.or(scanned),
+            };
         }
         (count, fault)
     }
@@ -463,10 +484,41 @@ mod tests {
         }
         drop(disk);
         change(&folder.0.join("0.jnl"), |bytes| bytes[30_000..31_000].fill(0));
-        let (count, fault) = read(&folder.open().unwrap());
-        assert!((500..700).contains(&count), "{count}");
-        assert!(matches!(fault, Some(Fault::Damaged(_))));
-        assert!(matches!(read(&folder.open().unwrap()), (_, None)));
+        let disk = folder.open().unwrap();
+        let (count, fault) = read(&disk);
+        assert!((700..1_000).contains(&count), "what lies behind the hole is kept too: {count}");
+        assert!(fault.is_none(), "the rest is whole");
+        assert!(disk.left_out().unwrap().contains(" of the last commits, "));
+        drop(disk);
+        assert_eq!(folder.open().unwrap().left_out(), None, "it is told once");
+        assert!(folder.0.join("0.jnl.damaged").exists());
+    }
+
+    #[test]
+    fn a_flipped_bit_anywhere_in_the_journal_costs_one_commit_and_is_told() {
+        const COMMITS: u64 = 20;
+        let folder = Folder::new("flip");
+        let disk = folder.open().unwrap();
+        for n in 0..COMMITS {
+            disk.commit(&(n * 100..n * 100 + 100).map(put).collect::<Vec<_>>()).unwrap();
+        }
+        drop(disk);
+        let journal = folder.0.join("0.jnl");
+        let written = fs::read(&journal).unwrap();
+        let end = written.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+        // Every place of one commit's head, first entry, and tail, and some all over.
+        let commit = end / COMMITS as usize;
+        let dense = (0..36).step_by(3).chain(commit - 16..commit + 14).chain(end - 6..end);
+        let places = dense.map(|p| (p, p % 8)).chain((0..24).map(|n| (n * end / 24, n % 8)));
+        for (place, bit) in places {
+            fs::write(&journal, &written).unwrap();
+            change(&journal, |bytes| bytes[place] ^= 1 << bit);
+            let disk = folder.open().unwrap_or_else(|fault| panic!("byte {place}: {fault}"));
+            let (count, fault) = read(&disk);
+            assert!(fault.is_none(), "byte {place}: {fault:?}");
+            assert!(count >= (COMMITS - 1) * 100, "byte {place}, bit {bit}: {count}");
+            assert_eq!(disk.left_out().is_none(), count == COMMITS * 100, "byte {place}: {count}");
+        }
     }
 
     #[test]
@@ -476,7 +528,9 @@ mod tests {
         change(&folder.largest("keyspaces/1/tables"), |bytes| bytes[700_000] ^= 1);
         let (count, fault) = read(&folder.open().unwrap());
         assert!((49_600..50_000).contains(&count), "{count}");
-        assert!(matches!(fault, Some(Fault::Damaged(_))));
+        let Some(Fault::Damaged(damage)) = fault else { panic!("{fault:?}") };
+        let lost = damage.share * 50_000.0 / 256.0;
+        assert!((0.5..2.0).contains(&(lost / (50_000 - count) as f64)), "{lost} of {count}");
     }
 
     #[test]

@@ -184,8 +184,8 @@ impl Writer {
     /// Opens the backend; one that is damaged as a whole is set aside, and another begun.
     fn open(&mut self) -> Result<Opened, Fault> {
         match self.try_to_open() {
-            Err(Fault::Damaged(what)) => {
-                self.set_aside(&what)?;
+            Err(Fault::Damaged(damage)) => {
+                self.set_aside(&damage.what)?;
                 self.try_to_open()
             }
             other => other,
@@ -264,8 +264,8 @@ impl Writer {
 
     /// What a fault while writing leaves to be done.
     fn put_right(&mut self, fault: &Fault) {
-        if let Fault::Damaged(what) = fault
-            && let Err(fault) = self.set_aside(what)
+        if let Fault::Damaged(damage) = fault
+            && let Err(fault) = self.set_aside(&damage.what)
         {
             self.trouble("cannot be set aside", &fault);
         }

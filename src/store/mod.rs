@@ -34,14 +34,30 @@ pub enum Fault {
     /// backend takes no more writes and must be opened again.
     Unable(io::Error),
     /// What was read is not what had been written.
-    Damaged(String),
+    Damaged(Damage),
+}
+
+/// What is not as it had been written.
+#[derive(Debug)]
+pub struct Damage {
+    /// For people.
+    pub what: String,
+    /// The part of a slice's keys that a scan of it could not show, from 0 to 1. Keys are evenly
+    /// spread, so it is the part of the slice's entries too.
+    pub share: f64,
+}
+
+impl<T: Into<String>> From<T> for Damage {
+    fn from(what: T) -> Self {
+        Self { what: what.into(), share: 0.0 }
+    }
 }
 
 impl Display for Fault {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unable(error) => write!(f, "{error}"),
-            Self::Damaged(what) => write!(f, "damaged: {what}"),
+            Self::Damaged(damage) => write!(f, "damaged: {}", damage.what),
         }
     }
 }
@@ -69,6 +85,11 @@ pub trait Backend: Send + Sync {
 
     /// Bytes it takes on disk.
     fn bytes(&self) -> u64;
+
+    /// What was damaged when it was opened and had to be left out, in figures; the rest is whole.
+    fn left_out(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Where a backend lives.

@@ -4,14 +4,13 @@
 //! or cuts what it cannot name any more. Tables are not read here; their blocks have checksums that
 //! fjall verifies.
 
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::Path;
 
 use xxhash_rust::xxh3::xxh3_128;
 
-/// What fjall writes behind each batch of its journal.
-const BATCH_END: &[u8; 4] = b"FJL\x03";
+use super::journal::{holds_commits, journals};
 
 /// Refuses what fjall would abort on, or answer by removing what it does not know.
 pub(super) fn examine(folder: &Path) -> io::Result<()> {
@@ -39,7 +38,7 @@ pub(super) fn examine(folder: &Path) -> io::Result<()> {
     if !kept
         && !begun
         && folder.try_exists()?
-        && last_ends(folder)?.iter().all(|(_, end)| *end == 0)
+        && !journals(folder)?.iter().try_fold(false, |any, path| Ok::<_, io::Error>(any || holds_commits(path)?))?
     {
         // fjall was stopped while it made all this, and would not go on from there.
         fs::remove_dir_all(folder)?;
@@ -74,44 +73,6 @@ fn examine_tree(tree: &Path) -> io::Result<bool> {
         return Err(damaged(&list));
     }
     Ok(true)
-}
-
-pub(super) fn journals(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    let files = fs::read_dir(folder)?.map(|file| Ok(file?.path()));
-    let journal = |path: &PathBuf| path.extension().is_some_and(|end| end == "jnl");
-    files.filter(|path| path.as_ref().is_ok_and(journal)).collect()
-}
-
-/// Where the last batch but one ends in each journal. fjall cuts a journal silently at the first
-/// thing it cannot read. That is right for a batch torn by a crash, which nobody was told of, and
-/// only the last one can be; when more is cut, it is damage.
-pub(super) fn last_ends(folder: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
-    if !folder.try_exists()? {
-        return Ok(Vec::new());
-    }
-    let mut ends = Vec::new();
-    for path in journals(folder)? {
-        let (mut file, mut chunk) = (File::open(&path)?, vec![0; 1 << 16]);
-        let (mut begin, mut kept, mut last_two) = (0, 0, [0, 0]);
-        let blank = vec![0; chunk.len()];
-        loop {
-            let length = kept + file.read(&mut chunk[kept..])?;
-            if length == kept {
-                break;
-            }
-            // A journal's file is made with its full length, most of which stays blank.
-            let written = if chunk[..length] == blank[..length] { &[] } else { &chunk[..length] };
-            let windows = written.windows(BATCH_END.len()).enumerate();
-            for (offset, _) in windows.filter(|(_, bytes)| bytes.first_chunk() == Some(BATCH_END)) {
-                last_two = [last_two[1], begin + offset as u64];
-            }
-            kept = length.min(BATCH_END.len() - 1);
-            chunk.copy_within(length - kept..length, 0);
-            begin += (length - kept) as u64;
-        }
-        ends.push((path, last_two[0]));
-    }
-    Ok(ends)
 }
 
 fn damaged(path: &Path) -> io::Error {
