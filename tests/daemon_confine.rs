@@ -152,24 +152,6 @@ fn a_queue_that_comes_by_a_reload_waits_for_a_restart_and_the_reload_says_so() {
     is_counted(&daemon);
 }
 
-/// State that an ordinary user has kept, and root who starts the daemon by hand on it.
-#[test]
-fn root_serves_on_the_state_of_another_user_and_is_told() {
-    assert!(geteuid().is_root(), "run as root");
-    let state = Folder::new("state");
-    fs::set_permissions(state.path(), fs::Permissions::from_mode(0o700)).unwrap();
-    chown(state.path(), Some(65534), Some(65534)).unwrap();
-    let policy = format!("limit = []\n{}", kept_in(&state));
-    let mut daemon = Daemon::start(&policy);
-    let line = daemon.line("what is kept", |line| line.contains("belongs to another user"));
-    assert!(line.contains("WARN"), "{line}");
-    daemon.told(&["maintenance", "on"]);
-    daemon.signal(Signal::TERM);
-    assert_eq!(daemon.exit_code(), Some(0));
-    let again = Daemon::start(&policy);
-    assert!(again.told(&["status"]).contains("maintenance"), "it was kept");
-}
-
 /// A list that only another user may read: known from the start, but not read again.
 #[test]
 fn root_reads_lists_of_another_user_at_the_start_and_keeps_them_at_a_reload() {

@@ -423,7 +423,7 @@ fn whatever_befalls_its_files_it_serves_and_either_nothing_is_lost_or_it_says_so
     filled(&sound_state, &recipients);
     let kinds = kinds(&sound_state);
     assert!(kinds.len() >= 6, "{kinds:?}");
-    let (mut said, mut unharmed) = (0, 0);
+    let (mut said, mut left_out, mut unharmed) = (0, 0, 0);
     for (number, (path, (harm, do_harm))) in
         kinds.iter().flat_map(|path| HARMS.map(|harm| (path, harm))).enumerate()
     {
@@ -448,6 +448,11 @@ fn whatever_befalls_its_files_it_serves_and_either_nothing_is_lost_or_it_says_so
                 assert!(Path::new(name).exists(), "{story}: {name}");
                 assert!(name.starts_with(state.join("db.damaged-").to_str().unwrap()), "{name}");
             }
+            None if lines.iter().any(|line| line.contains("of the last commits, ")) => {
+                left_out += 1;
+                assert!(inside.ends_with("0.jnl"), "{story}: {lines:#?}");
+                assert!(state.join("db/0.jnl.damaged").exists(), "{story}");
+            }
             None => {
                 unharmed += 1;
                 // Nothing tells how long a journal was: a short one may end where a crash has torn
@@ -466,7 +471,10 @@ fn whatever_befalls_its_files_it_serves_and_either_nothing_is_lost_or_it_says_so
         sound(&stop(daemon));
         fs::remove_dir_all(state).unwrap();
     }
-    assert!(said > 10 && unharmed > 0, "{said} were damage and {unharmed} were not");
+    assert!(
+        said > 10 && left_out > 0 && unharmed > 0,
+        "{said} were damage, {left_out} cost commits, and {unharmed} were none"
+    );
 }
 
 #[test]

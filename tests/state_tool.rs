@@ -9,7 +9,7 @@ mod support;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -365,8 +365,14 @@ fn what_root_makes_in_a_folder_belongs_to_who_owns_the_folder() {
     let path = &folder.path().join("state");
     let told = done(&at(path, &["import", "-"], &all()));
     assert!(told.contains("was made, and is root's"), "{told}");
-    chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    let given = Command::new("chown").args(["-R", "65534:65534"]).arg(path).status();
+    assert!(given.unwrap().success());
+    // What that user may put there, and root must not follow.
+    let victim = folder.write("victim", "precious");
+    std::os::unix::fs::symlink(&victim, path.join("identity.new")).unwrap();
     assert!(!done(&at(path, &["import", "-"], &all())).contains("root"));
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+    fs::remove_file(path.join("identity.new")).unwrap();
     let mut folders = vec![path.clone()];
     let mut seen = 0;
     while let Some(folder) = folders.pop() {

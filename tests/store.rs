@@ -9,6 +9,8 @@ mod support;
 mod backends;
 #[path = "store/deaths.rs"]
 mod deaths;
+#[path = "store/forgotten.rs"]
+mod forgotten;
 #[path = "store/host.rs"]
 mod host;
 #[path = "store/shelf.rs"]

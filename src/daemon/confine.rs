@@ -15,8 +15,6 @@
 
 use std::env;
 use std::fmt::Display;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use landlock::{
@@ -24,7 +22,6 @@ use landlock::{
     RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, make_bitflags,
 };
 use rustix::io::Errno;
-use rustix::process::geteuid;
 use rustix::thread::{self, CapabilitySet, CapabilitySets};
 use tracing::{info, warn};
 
@@ -62,8 +59,6 @@ pub(super) struct Confined {
     no_queues: bool,
     /// Whether no program can be run.
     no_programs: bool,
-    /// Whether files of state belong to somebody else.
-    of_another: bool,
 }
 
 /// What the kernel makes of our rules.
@@ -76,10 +71,8 @@ impl Confined {
     /// Confines this thread, and so all that it will start.
     pub(super) fn new(needs: &Needs<'_>) -> Self {
         let wanted = Wanted::by(&needs.load.sensors());
-        let of_another = needs.state.is_some_and(belongs_to_another);
         let mut keep = CapabilitySet::empty();
         keep.set(CapabilitySet::DAC_READ_SEARCH, wanted.queues);
-        keep.set(CapabilitySet::DAC_OVERRIDE, of_another);
         let had = held();
         // Landlock asks for the first, and looks up folders while we may still enter them.
         let no_new_privs = thread::set_no_new_privs(true);
@@ -89,7 +82,6 @@ impl Confined {
         Self {
             no_queues: (had - has).contains(CapabilitySet::DAC_READ_SEARCH),
             no_programs: !wanted.programs && landlock.as_ref().is_ok_and(|it| it.enforced),
-            of_another: of_another && has.contains(CapabilitySet::DAC_OVERRIDE),
             no_new_privs,
             landlock,
             capabilities,
@@ -106,12 +98,6 @@ impl Confined {
             false => {
                 warn!(landlock, capabilities, no_new_privs, "not confined as far as it could be")
             }
-        }
-        if self.of_another {
-            warn!(
-                "state belongs to another user: CAP_DAC_OVERRIDE is kept for it; \
-                 better run as that user"
-            );
         }
     }
 
@@ -170,10 +156,6 @@ impl Wanted {
         }
         wanted
     }
-}
-
-fn belongs_to_another(folder: &Path) -> bool {
-    fs::metadata(folder).is_ok_and(|folder| folder.uid() != geteuid().as_raw())
 }
 
 /// capget(2) of ourselves does not fail; if it did, nothing would be known to be held.
@@ -256,6 +238,8 @@ fn landlock(needs: &Needs<'_>, programs: bool) -> Result<Landlock, RulesetError>
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use std::io::ErrorKind;
     use std::net::{TcpListener, TcpStream};

@@ -20,6 +20,7 @@ use crate::meter::key::Secret;
 use crate::policy::Memory;
 use crate::setting::OrNone;
 use crate::store::folder::{Folder, Refused, random_bytes};
+use crate::store::owner::take_rights;
 
 /// Sockets, state and policy, taken and not used yet.
 pub(super) struct Prepared {
@@ -166,8 +167,24 @@ fn bind_control(
 /// Takes the folder of state, if there is to be one.
 fn open_state(state: &State, named: Named, notes: &mut Notes) -> Result<Option<Folder>, Trouble> {
     let OrNone::Some(path) = state.path.clone() else { return Ok(None) };
+    let shown = path.to_string();
+    match take_rights(path.path()) {
+        Ok(None) => {}
+        Ok(Some(owner)) => notes.take(move || {
+            warn!(path = shown, %owner, "state belongs to another user, and root serves with that user's rights");
+        }),
+        Err(why) => {
+            return Err(Trouble::State(path.to_string(), Refused::Unable("act as its owner", why)));
+        }
+    }
     match Folder::open(path.path(), SystemClock.now()) {
         Ok(folder) => {
+            if folder.was_open_to_others() {
+                let path = folder.path().to_owned();
+                notes.take(move || {
+                    warn!(path = %path.display(), "others could write in the folder of state: it is closed to them now");
+                });
+            }
             for aside in folder.was_set_aside() {
                 let aside = aside.clone();
                 notes.take(move || error!(aside, "state is damaged and was set aside"));

@@ -2,6 +2,7 @@
 
 pub mod changes;
 pub mod distinct;
+pub mod forgotten;
 pub mod gcra;
 pub mod key;
 pub mod quota;

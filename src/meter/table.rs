@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use hashbrown::HashTable;
 
 use super::changes::Changes;
+use super::forgotten::Forgotten;
 use super::key::Key;
 use super::record::{Form, Record, Stored, Worth, written};
 use crate::clock::Time;
@@ -34,6 +35,8 @@ pub struct Table<R> {
     next_shard: AtomicUsize,
     /// Of a table that is kept on disk as it changes.
     changes: Option<Changes>,
+    /// What the disk is to forget too.
+    forgotten: Forgotten,
     /// Whether everything that was kept has been read again.
     whole: AtomicBool,
 }
@@ -72,6 +75,7 @@ impl<R: Record> Table<R> {
             last_evicted: AtomicU64::new(0),
             next_shard: AtomicUsize::new(0),
             changes: None,
+            forgotten: Forgotten::default(),
             whole: AtomicBool::new(true),
         }
     }
@@ -120,6 +124,14 @@ impl<R: Record> Table<R> {
         self.entries.fetch_sub(1, Ordering::Relaxed);
         self.note(key);
         Some(record)
+    }
+
+    /// Removes the record under `key` for good, from disk too; says whether there was one. While the
+    /// table is not [whole](Self::is_whole) there may be one on disk, so then it says yes.
+    pub fn forget(&self, key: Key) -> bool {
+        // First, or it could be read back in between.
+        self.forgotten.add(key);
+        self.take(key).is_some() || !self.is_whole()
     }
 
     /// Shows the record under `key`, or that there is none.
@@ -307,6 +319,9 @@ pub trait Kept: Send + Sync {
     /// The changes that are noted, if they are.
     fn changes(&self) -> Option<&Changes>;
 
+    /// What was forgotten by hand.
+    fn forgotten(&self) -> &Forgotten;
+
     /// The record under a key, written down; nothing if there is none.
     fn written(&self, key: Key) -> Option<Vec<u8>>;
 
@@ -334,6 +349,10 @@ impl<R: Stored> Kept for Table<R> {
         self.changes.as_ref()
     }
 
+    fn forgotten(&self) -> &Forgotten {
+        &self.forgotten
+    }
+
     fn written(&self, key: Key) -> Option<Vec<u8>> {
         self.read(key, |record| record.map(written))
     }
@@ -343,6 +362,10 @@ impl<R: Stored> Kept for Table<R> {
             return Restored::Dropped;
         };
         let mut shard = self.shard(key);
+        // Looked up under the lock, since it is removed from the shard after it was noted here.
+        if self.forgotten.contains(key) {
+            return Restored::Dropped;
+        }
         if let Some((_, record)) = shard.find_mut(key.hash(), |(other, _)| *other == key) {
             record.fold(read);
             return Restored::Kept;
@@ -362,6 +385,7 @@ impl<R: Stored> Kept for Table<R> {
 
     fn set_whole(&self, whole: bool) {
         self.whole.store(whole, Ordering::Relaxed);
+        self.forgotten.written(&[], whole);
     }
 
     fn entries(&self) -> usize {

@@ -120,7 +120,7 @@ impl Memory {
 
     /// Ends that; whether there was anything to end.
     pub fn end(&self, network: IpNet) -> bool {
-        let ended = self.table.take(self.key(network.trunc())).is_some();
+        let ended = self.table.forget(self.key(network.trunc()));
         self.list_anew();
         ended
     }

@@ -99,14 +99,14 @@ impl Memory {
 
     /// Ends what was begun by hand for this listener, or for all of them together.
     pub fn end(&self, listener: Option<&str>) {
-        self.closed.take(self.key(listener));
+        self.closed.forget(self.key(listener));
     }
 
     /// Ends everything, that of single listeners too; and that of the settings, where they say
     /// that there is any until this moment.
     pub fn end_everything(&self, by_settings: Option<Time>, now: Time) -> Result<(), Full> {
         let keys = (0..self.closed.parts()).flat_map(|part| self.closed.keys(part));
-        keys.for_each(|key| _ = self.closed.take(key));
+        keys.for_each(|key| _ = self.closed.forget(key));
         let Some(until) = by_settings else { return Ok(()) };
         self.closed.write(self.lifted(), now, |lifted| lifted.until = until)
     }

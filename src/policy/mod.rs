@@ -114,6 +114,11 @@ impl Memory {
         self.kept().map(behind).sum()
     }
 
+    /// What was forgotten by hand and may still be on disk.
+    pub fn forgotten_behind(&self) -> usize {
+        self.kept().map(|(_, table)| table.forgotten().behind()).sum()
+    }
+
     /// What outlives the process, by the table's name: what is missed most comes first.
     pub fn kept(&self) -> impl Iterator<Item = (&'static str, Arc<dyn Kept>)> {
         let by_hand = [self.maintenance.kept(), self.allowed.kept()];

@@ -1,27 +1,34 @@
 //! The folder that state lives in.
 //!
 //! ```text
-//! identity     "postpone state 1", the secret that keys are made with: 32 hexadecimal digits, and
-//!              since when this is the same database: "begun", and a time in RFC 3339
+//! identity     "postpone state 1", the secret that keys are made with: 32 hexadecimal digits, since
+//!              when this is the same database: "begun", and a time in RFC 3339, and the checksum of
+//!              these lines: "check", and 16 hexadecimal digits (xxh3)
 //! lock         held by the one process that uses the folder; its number is in it
 //! db/          the tables, as src/store/disk.rs keeps them
 //! *.damaged-*  what could not be read entirely, set aside at that second since 1970
 //! ```
 //!
 //! A file without the line "begun", as earlier versions have written it, has begun when it was last
-//! written: it is written once, with the secret.
+//! written: it is written once, with the secret. One without the line "check" is given it when it is
+//! next opened.
+//!
+//! The files are open to their owner alone, whatever the umask is, and no link is followed to them:
+//! see [`private`].
 //!
 //! The number after "state" is the version of everything in the folder: of these files, of the
 //! store, and of how records are written down. A later version of postpone reads what an earlier
 //! one has written; the other way round it refuses, since it would misread.
 
 use std::fmt::{self, Display, Formatter};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::disk::Disk;
 use super::{Backend, Fault, Home};
@@ -80,7 +87,11 @@ pub struct Folder {
     begun: Time,
     set_aside: Vec<String>,
     is_new: bool,
-    _lock: File,
+    /// Whether others had been let write in it.
+    was_open: bool,
+    lock: File,
+    /// The number of the folder of tables that is in use; 0 before it is.
+    tables_inode: AtomicU64,
 }
 
 impl Folder {
@@ -93,12 +104,19 @@ impl Folder {
             .mode(0o700)
             .create(path)
             .map_err(unable("make the folder"))?;
+        let was_open = close_to_others(path).map_err(unable("close the folder to others"))?;
         let lock = take_lock(&path.join("lock"))?;
         let identity = Identity::of(path)?;
         let is_new = !matches!(identity, Identity::Ours { .. });
         let mut set_aside = Vec::new();
         let (secret, begun) = match identity {
-            Identity::Ours { secret, begun } => (secret, begun),
+            Identity::Ours { secret, begun, checked } => {
+                if !checked {
+                    write_identity(path, &secret, begun)
+                        .map_err(unable("write the file `identity`"))?;
+                }
+                (secret, begun)
+            }
             Identity::Newer { version } => return Err(Refused::Newer { version }),
             Identity::Missing | Identity::Damaged => {
                 for name in ["identity", "db"].into_iter().filter(|name| path.join(name).exists()) {
@@ -111,8 +129,21 @@ impl Folder {
                 (secret, now)
             }
         };
-        let (path, tables) = (path.into(), Vec::new());
-        Ok(Self { path, tables, secret, begun, set_aside, is_new, _lock: lock })
+        Ok(Self { set_aside, is_new, was_open, ..Self::of(path, secret, begun, lock) })
+    }
+
+    fn of(path: &Path, secret: Secret, begun: Time, lock: File) -> Self {
+        Self {
+            path: path.into(),
+            tables: Vec::new(),
+            secret,
+            begun,
+            set_aside: Vec::new(),
+            is_new: false,
+            was_open: false,
+            lock,
+            tables_inode: AtomicU64::new(0),
+        }
     }
 
     /// Takes a folder as it is: nothing is made, and nothing is set aside.
@@ -123,14 +154,11 @@ impl Folder {
         }
         let lock = take_lock(&path.join("lock"))?;
         let (secret, begun) = match Identity::of(path)? {
-            Identity::Ours { secret, begun } => (secret, begun),
+            Identity::Ours { secret, begun, .. } => (secret, begun),
             Identity::Newer { version } => return Err(Refused::Newer { version }),
             Identity::Missing | Identity::Damaged => return Err(Refused::Damaged),
         };
-        let set_aside = Vec::new();
-        let is_new = false;
-        let (path, tables) = (path.into(), Vec::new());
-        Ok(Self { path, tables, secret, begun, set_aside, is_new, _lock: lock })
+        Ok(Self::of(path, secret, begun, lock))
     }
 
     /// Gives it another secret. Only where no table has an entry: those would mean nothing.
@@ -171,6 +199,11 @@ impl Folder {
         &self.set_aside
     }
 
+    /// Whether others than its owner had been let write in it, until it was opened.
+    pub fn was_open_to_others(&self) -> bool {
+        self.was_open
+    }
+
     /// Whether nothing that was kept in it is known any more.
     pub fn is_new(&self) -> bool {
         self.is_new
@@ -179,11 +212,58 @@ impl Folder {
 
 impl Home for Folder {
     fn open(&self) -> Result<Box<dyn Backend>, Fault> {
-        Ok(Box::new(Disk::open(&self.path.join("db"), &self.tables)?))
+        let db = self.path.join("db");
+        let disk = Disk::open(&db, &self.tables)?;
+        self.tables_inode.store(inode(&db).unwrap_or(0), Ordering::Relaxed);
+        Ok(Box::new(disk))
     }
 
     fn set_aside(&self, now: Time) -> io::Result<String> {
+        self.tables_inode.store(0, Ordering::Relaxed);
         aside(&self.path, "db", now)
+    }
+
+    fn begins_anew(&mut self, now: Time) -> io::Result<()> {
+        self.begun = now;
+        write_identity(&self.path, &self.secret, now)
+    }
+
+    fn is_in_place(&self) -> bool {
+        let tables = match self.tables_inode.load(Ordering::Relaxed) {
+            0 => true,
+            used => inode(&self.path.join("db")) == Some(used),
+        };
+        tables && self.is_locked() && self.is_ours()
+    }
+
+    fn move_in(&mut self, now: Time) -> io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.path)?;
+        close_to_others(&self.path)?;
+        if !self.is_locked() {
+            let refused = |refused: Refused| io::Error::other(refused.to_string());
+            self.lock = take_lock(&self.path.join("lock")).map_err(refused)?;
+        }
+        // What somebody else has put there is not ours to remove.
+        let strange: &[_] = if self.is_ours() { &["db"] } else { &["identity", "db"] };
+        for name in strange.iter().filter(|name| self.path.join(name).exists()) {
+            aside(&self.path, name, now)?;
+        }
+        self.tables_inode.store(0, Ordering::Relaxed);
+        write_identity(&self.path, &self.secret, self.begun)
+    }
+}
+
+impl Folder {
+    /// Whether the lock that we hold is the one that another process would ask for.
+    fn is_locked(&self) -> bool {
+        let held = self.lock.metadata().map(|lock| (lock.dev(), lock.ino()));
+        let there = fs::symlink_metadata(self.path.join("lock")).map(|it| (it.dev(), it.ino()));
+        matches!((held, there), (Ok(held), Ok(there)) if held == there)
+    }
+
+    fn is_ours(&self) -> bool {
+        let Ok(Identity::Ours { secret, .. }) = Identity::of(&self.path) else { return false };
+        secret.to_bytes() == self.secret.to_bytes()
     }
 }
 
@@ -201,14 +281,9 @@ fn aside(folder: &Path, name: &str, now: Time) -> io::Result<String> {
 }
 
 fn take_lock(path: &Path) -> Result<File, Refused> {
-    let mut lock = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .map_err(|error| Refused::Unable("open the file `lock`", error))?;
+    let mut lock =
+        private(path, OpenOptions::new().read(true).write(true).create(true).truncate(false))
+            .map_err(|error| Refused::Unable("open the file `lock`", error))?;
     match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -226,8 +301,15 @@ fn take_lock(path: &Path) -> Result<File, Refused> {
 
 /// What the file `identity` says.
 enum Identity {
-    Ours { secret: Secret, begun: Time },
-    Newer { version: u32 },
+    /// `checked` is whether its checksum has told so.
+    Ours {
+        secret: Secret,
+        begun: Time,
+        checked: bool,
+    },
+    Newer {
+        version: u32,
+    },
     Damaged,
     Missing,
 }
@@ -235,13 +317,18 @@ enum Identity {
 impl Identity {
     fn of(folder: &Path) -> Result<Self, Refused> {
         let path = folder.join("identity");
-        match fs::read(&path) {
-            Ok(text) => {
-                let written = fs::metadata(&path).map_or(0, |file| file.mtime());
+        let read = private(&path, OpenOptions::new().read(true)).and_then(|file| {
+            let mut text = Vec::new();
+            let written = file.metadata()?.mtime();
+            file.take(LONGEST_IDENTITY).read_to_end(&mut text)?;
+            Ok((text, written))
+        });
+        match read {
+            Ok((text, written)) => {
                 let written = Time::from_secs(u64::try_from(written).unwrap_or(0));
                 Ok(Self::read(&text, written))
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::Missing),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Self::Missing),
             Err(error) => Err(Refused::Unable("read the file `identity`", error)),
         }
     }
@@ -249,16 +336,29 @@ impl Identity {
     /// Reads it; `written` is when the file was.
     fn read(text: &[u8], written: Time) -> Self {
         let parse = || {
-            let mut lines = str::from_utf8(text).ok()?.lines();
+            let text = str::from_utf8(text).ok()?;
+            let mut lines = text.lines();
             let version: u32 = lines.next()?.strip_prefix("postpone state ")?.parse().ok()?;
             if version > VERSION {
                 return Some(Self::Newer { version });
             }
             let digits = lines.next()?.strip_prefix("secret ").filter(|d| d.len() == 32)?;
             let secret = u128::from_str_radix(digits, 16).ok()?;
-            let begun = lines.next().and_then(|line| line.strip_prefix("begun "));
-            let begun = begun.and_then(|time| time.parse().ok()).unwrap_or(written);
-            Some(Self::Ours { secret: Secret::new(secret.to_be_bytes()), begun })
+            let begun = match lines.next() {
+                Some(line) => line.strip_prefix("begun ").and_then(|time| time.parse().ok()),
+                None => None,
+            };
+            let begun = begun.unwrap_or(written);
+            let checked = match lines.next() {
+                Some(line) => {
+                    let sum = u64::from_str_radix(line.strip_prefix("check ")?, 16).ok()?;
+                    let before = &text[..text.find("check ")?];
+                    (sum == xxh3_64(before.as_bytes())).then_some(true)?
+                }
+                None => false,
+            };
+            let secret = Secret::new(secret.to_be_bytes());
+            lines.next().is_none().then_some(Self::Ours { secret, begun, checked })
         };
         parse().unwrap_or(Self::Damaged)
     }
@@ -281,13 +381,48 @@ pub fn random_bytes() -> io::Result<[u8; 16]> {
 /// Written beside its place and then moved there, so that it is there whole or not at all.
 fn write_identity(folder: &Path, secret: &Secret, begun: Time) -> io::Result<()> {
     let beside = folder.join("identity.new");
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    // One that was left, or put there, is not written to.
+    match fs::remove_file(&beside) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = private(&beside, OpenOptions::new().write(true).create_new(true))?;
     let digits = hex(&secret.to_bytes());
-    write!(file, "postpone state {VERSION}\nsecret {digits}\nbegun {begun}\n")?;
+    let text = format!("postpone state {VERSION}\nsecret {digits}\nbegun {begun}\n");
+    let sum = xxh3_64(text.as_bytes());
+    writeln!(file, "{text}check {sum:016x}")?;
     file.sync_all()?;
     fs::rename(&beside, folder.join("identity"))?;
     File::open(folder)?.sync_all()
+}
+
+/// Ten times what it takes.
+const LONGEST_IDENTITY: u64 = 2_000;
+
+/// Opens a file of ours: never by a link, never anything but a regular file (a FIFO would keep us
+/// waiting), and open to its owner alone if it is made.
+fn private(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let flags = i32::try_from(flags.bits()).map_err(io::Error::other)?;
+    let file = options.custom_flags(flags).mode(0o600).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    Ok(file)
+}
+
+/// Takes from others the right to write in a folder; says whether they had it.
+fn close_to_others(path: &Path) -> io::Result<bool> {
+    let mode = fs::metadata(path)?.permissions().mode();
+    let was_open = mode & (Mode::WGRP | Mode::WOTH).bits() != 0;
+    if was_open {
+        fs::set_permissions(path, Permissions::from_mode(0o700))?;
+    }
+    Ok(was_open)
+}
+
+fn inode(path: &Path) -> Option<u64> {
+    fs::symlink_metadata(path).ok().map(|found| found.ino())
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use tracing::{error, info, warn};
 
-use super::{Backend, Change, Fault, Home, RawKey};
+use super::{Backend, Change, Damage, Fault, Home, RawKey};
 use crate::engine::Engine;
 use crate::meter::key::Key;
 use crate::meter::table::{Kept, Restored};
@@ -37,6 +37,9 @@ const LAST_RETRY: u32 = 64;
 
 /// How many flushes pass between two looks at the space that is taken.
 const LOOK_AT_SPACE: u32 = 60;
+
+/// How often the folder is looked at: whether it is still the one that is used.
+const LOOK_AT_PLACE: Duration = Duration::from_secs(5);
 
 /// Bytes on disk for one entry, and for all that is not entries, beyond which space is given back:
 /// some three times what they take when nothing is wasted.
@@ -65,6 +68,7 @@ impl Keeper {
         for (_, table) in &tables {
             table.set_whole(false);
             table.changes().inspect(|changes| changes.begin());
+            table.forgotten().begin();
         }
         engine.telemetry().state_written(0, engine.now());
         engine.telemetry().state_loading(true);
@@ -76,6 +80,8 @@ impl Keeper {
             sender: sender.clone(),
             messages,
             known: Known::Unread,
+            restored: 0,
+            unreadable: 0,
             compactor: None,
         };
         let thread = thread::Builder::new().name("state".into()).spawn(move || writer.run())?;
@@ -119,6 +125,9 @@ struct Writer {
     sender: Sender<Message>,
     messages: Receiver<Message>,
     known: Known,
+    /// Entries that were read back, and those that could not be, as far as that can be told.
+    restored: u64,
+    unreadable: u64,
     compactor: Option<JoinHandle<()>>,
 }
 
@@ -138,6 +147,7 @@ impl Writer {
         let mut backend = None;
         let (mut next_try, mut pause, mut flushes) = (0, FIRST_RETRY, 0_u32);
         let mut stopping = false;
+        let mut looked = self.books.engine.now();
         while !stopping {
             if backend.is_none() && flushes >= next_try {
                 match self.open() {
@@ -170,6 +180,14 @@ impl Writer {
             {
                 self.look_at_space(opened);
             }
+            let now = self.books.engine.now();
+            // Either way round: the clock may have been put right.
+            if backend.is_some() && now.since(looked).max(looked.since(now)) >= LOOK_AT_PLACE {
+                looked = now;
+                if self.is_homeless() {
+                    (backend, next_try) = (None, flushes);
+                }
+            }
         }
         let saved = match backend {
             Some(opened) => self.finish(&opened),
@@ -183,13 +201,23 @@ impl Writer {
 
     /// Opens the backend; one that is damaged as a whole is set aside, and another begun.
     fn open(&mut self) -> Result<Opened, Fault> {
-        match self.try_to_open() {
+        if !self.home.is_in_place() {
+            self.home.move_in(self.books.engine.now()).map_err(Fault::Unable)?;
+            self.known = Known::Salvaged;
+        }
+        let opened = match self.try_to_open() {
             Err(Fault::Damaged(damage)) => {
-                self.set_aside(&damage.what)?;
+                self.set_aside(&damage)?;
                 self.try_to_open()
             }
             other => other,
+        }?;
+        if let Some(what) = opened.left_out() {
+            self.books
+                .engine
+                .failed(Failure::State, &format_args!("state was damaged: lost {what}"));
         }
+        Ok(opened)
     }
 
     fn try_to_open(&self) -> Result<Opened, Fault> {
@@ -198,11 +226,36 @@ impl Writer {
         opened.unwrap_or_else(panicked).map(Arc::from)
     }
 
-    fn set_aside(&mut self, what: &str) -> Result<(), Fault> {
-        let aside = self.home.set_aside(self.books.engine.now()).map_err(Fault::Unable)?;
-        error!(aside, what, "state is damaged and was set aside; what could be read is kept");
+    fn set_aside(&mut self, damage: &Damage) -> Result<(), Fault> {
+        let now = self.books.engine.now();
+        let aside = self.home.set_aside(now).map_err(Fault::Unable)?;
+        let (what, kept, lost_about) = (&damage.what, self.restored, self.unreadable);
+        error!(
+            aside,
+            what,
+            kept,
+            lost_about,
+            "state is damaged and was set aside; what could be read is kept"
+        );
+        if self.known == Known::Unread && self.restored == 0 {
+            error!("nothing of the state could be read: behaviour learns anew before it acts");
+            self.books.engine.memory().behaviour.begun(now);
+            self.home.begins_anew(now).map_err(Fault::Unable)?;
+        }
         self.known = Known::Salvaged;
         Ok(())
+    }
+
+    /// Whether the folder was removed or replaced while it was used.
+    fn is_homeless(&mut self) -> bool {
+        let homeless = !self.home.is_in_place();
+        if homeless {
+            let what = "its folder was removed or replaced: everything is written anew";
+            self.books.engine.failed(Failure::State, &format_args!("state: {what}"));
+            // It would go on in the old place.
+            self.compactor.take().map(JoinHandle::join);
+        }
+        homeless
     }
 
     /// Reads what was not read yet, and writes what has changed.
@@ -265,7 +318,7 @@ impl Writer {
     /// What a fault while writing leaves to be done.
     fn put_right(&mut self, fault: &Fault) {
         if let Fault::Damaged(damage) = fault
-            && let Err(fault) = self.set_aside(&damage.what)
+            && let Err(fault) = self.set_aside(damage)
         {
             self.trouble("cannot be set aside", &fault);
         }
@@ -317,12 +370,28 @@ impl Writer {
     /// Writes the newest value of all that was noted. What cannot be written stays noted.
     fn write_changes(&self, backend: &dyn Backend) -> Result<(), Fault> {
         let begun = self.books.engine.now();
+        self.write_forgotten(backend)?;
         self.write_changes_of(backend, &self.books.tables)?;
         self.books.engine.telemetry().state_written(backend.bytes(), begun);
         Ok(())
     }
 
-    /// The same for the first so many tables.
+    /// Has the disk forget what was forgotten by hand.
+    fn write_forgotten(&self, backend: &dyn Backend) -> Result<(), Fault> {
+        for (name, table) in &self.books.tables {
+            let keys = table.forgotten().to_write();
+            let change = |key: &Key| Change {
+                table: name,
+                key: key.to_bytes(),
+                value: table.written(*key).filter(|_| table.changes().is_some()),
+            };
+            self.books.commit(backend, &mut keys.iter().map(change).collect())?;
+            table.forgotten().written(&keys, self.known != Known::Unread);
+        }
+        Ok(())
+    }
+
+    /// Writes what has changed in the first so many tables.
     ///
     /// The last one is looked at first and written last: what is gone from it may have gone into
     /// one before it, where it was noted by then. A triplet that has passed is on disk as passed
@@ -433,6 +502,8 @@ impl Writer {
             false
         });
         let entries = reading.entries.into_inner();
+        self.restored += entries;
+        self.unreadable += reading.unreadable.into_inner();
         let fault = reading.fault.into_inner().unwrap_or_else(PoisonError::into_inner);
         if !*stopping {
             let took = self.books.engine.now().since(begun);
@@ -512,6 +583,11 @@ impl Books {
             });
             let removed = self.remove_if_unknown(backend, name, &**table, &dropped);
             reading.entries.fetch_add(entries, Ordering::Relaxed);
+            if let Err(Fault::Damaged(Damage { share, .. })) = read {
+                // As many lay in the part that cannot be read as in any other of its size.
+                let unreadable = entries as f64 * share / (1.0 - share).max(0.01);
+                reading.unreadable.fetch_add(unreadable.round() as u64, Ordering::Relaxed);
+            }
             if let Err(fault) = read.and(removed) {
                 reading.fault(fault);
             }
@@ -535,6 +611,7 @@ struct Reading {
     /// Slices of each table that are still to be read.
     left: Vec<AtomicUsize>,
     entries: AtomicU64,
+    unreadable: AtomicU64,
     stop: AtomicBool,
     /// The first that was met; one that says what is damaged goes before one that does not.
     fault: Mutex<Option<Fault>>,
@@ -548,6 +625,7 @@ impl Reading {
             next: AtomicUsize::new(0),
             left: (0..tables).map(|_| AtomicUsize::new(SLICES)).collect(),
             entries: AtomicU64::new(0),
+            unreadable: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             fault: Mutex::new(None),
         }

@@ -7,6 +7,7 @@
 pub mod disk;
 pub mod folder;
 pub mod keeper;
+pub mod owner;
 
 use std::fmt::{self, Display, Formatter};
 use std::io;
@@ -99,4 +100,14 @@ pub trait Home: Send + Sync {
 
     /// Moves what is damaged out of the way, and says where to. It must not be open.
     fn set_aside(&self, now: Time) -> io::Result<String>;
+
+    /// Nothing of what was kept is known any more: what says since when it is the same database says
+    /// so from now on.
+    fn begins_anew(&mut self, now: Time) -> io::Result<()>;
+
+    /// Whether it is still where it was: not removed, and not replaced by another.
+    fn is_in_place(&self) -> bool;
+
+    /// Makes it anew in its place, with nothing in it. It must not be open.
+    fn move_in(&mut self, now: Time) -> io::Result<()>;
 }

@@ -76,6 +76,10 @@ struct State {
     /// What every commit that said so has written.
     acknowledged: Entries,
     dead: bool,
+    /// Whether it was taken away from whoever uses it.
+    removed: bool,
+    /// When it was said that nothing is known any more.
+    begun: Option<Time>,
 }
 
 struct Plan(Box<dyn FnMut(Call) -> Fate + Send>);
@@ -100,6 +104,16 @@ impl Shelf {
 
     pub(crate) fn kept(&self) -> Entries {
         self.state().kept.clone()
+    }
+
+    /// It is taken away, with all that is on it.
+    pub(crate) fn remove(&self) {
+        self.state().removed = true;
+    }
+
+    /// When it was said that nothing is known any more.
+    pub(crate) fn begun(&self) -> Option<Time> {
+        self.state().begun
     }
 
     /// What was written by commits that did not fail.
@@ -185,6 +199,21 @@ impl Home for Shelf {
         let kept = std::mem::take(&mut state.kept);
         state.aside.push(kept);
         Ok(format!("shelf.damaged-{}", state.aside.len()))
+    }
+
+    fn begins_anew(&mut self, now: Time) -> io::Result<()> {
+        self.state().begun = Some(now);
+        Ok(())
+    }
+
+    fn is_in_place(&self) -> bool {
+        !self.state().removed
+    }
+
+    fn move_in(&mut self, _: Time) -> io::Result<()> {
+        let mut state = self.state();
+        (state.removed, state.kept) = (false, Entries::new());
+        Ok(())
     }
 }
 

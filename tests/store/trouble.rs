@@ -369,3 +369,21 @@ fn the_bound_of_waiting_triplets_of_a_network_goes_on_after_a_restart() {
     assert_eq!(host.offer(1, "anna"), Ok(()));
     host.stop().unwrap();
 }
+
+#[test]
+fn a_folder_that_is_taken_away_is_noticed_and_everything_is_written_anew() {
+    listen_to_the_log();
+    let (shelf, clock) = (Shelf::default(), clock());
+    let host = Host::started(&shelf, &clock, GREYLIST);
+    (1..=5).for_each(|client| host.gets_to_know(client, "anna"));
+    host.flushed(&shelf);
+    let (before, failures) = (shelf.kept(), host.failures());
+    shelf.remove();
+    // Within a minute of the daemon's own.
+    clock.advance(Duration::from_secs(60));
+    wait_until("it to be noticed", || (host.failures() > failures).then_some(()));
+    shelf.until("everything to be written anew", |kept| *kept == before);
+    assert_eq!(logged(&["its folder was removed or replaced"]).len(), 1);
+    (1..=5).for_each(|client| assert_eq!(host.offer(client, "anna"), Ok(())));
+    host.stop().unwrap();
+}

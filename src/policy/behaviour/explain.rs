@@ -62,8 +62,8 @@ impl Behaviour {
 
     /// Forgets how a client has behaved; whether anything was known.
     pub fn forget(&self, cx: &Context<'_>) -> bool {
-        self.memory.returns.take(Self::returns_key(cx));
-        self.memory.senders.take(cx.network_key()).is_some()
+        self.memory.returns.forget(Self::returns_key(cx));
+        self.memory.senders.forget(cx.network_key())
     }
 }
 

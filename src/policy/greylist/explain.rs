@@ -34,8 +34,8 @@ impl Greylist {
 
     /// Forgets that a client is proven, and how many of its first contacts wait.
     pub(in crate::policy) fn forget(&self, cx: &Context<'_>, to: &mut Forgotten) {
-        let proven = self.proven.take(self.client(cx)).is_some();
-        let crowd = self.crowds.take(self.crowd(cx)).is_some();
+        let proven = self.proven.forget(self.client(cx));
+        let crowd = self.crowds.forget(self.crowd(cx));
         let mut said = |known: bool, what: &str| match known {
             true => to.forgotten.push(format!("greylist: {what}")),
             false => to.left.push(format!("greylist: {what}: nothing was known")),
@@ -48,8 +48,8 @@ impl Greylist {
             to.left.push(text.to_owned());
         } else {
             let triplet = self.triplet(cx);
-            let waits = self.pending.take(triplet).is_some();
-            said(self.passed.take(triplet).is_some() || waits, "its acquaintance");
+            let waits = self.pending.forget(triplet);
+            said(self.passed.forget(triplet) || waits, "its acquaintance");
         }
     }
 }

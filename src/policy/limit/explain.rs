@@ -110,12 +110,12 @@ impl Limits {
                 continue;
             }
             let Some(key) = limit.key(cx) else { continue };
-            let mut known = self.memory.penalties.take(key).is_some();
+            let mut known = self.memory.penalties.forget(key);
             match limit.measure {
                 // Sessions that are open are: that is no memory.
                 Measure::AtOnce { .. } => {}
-                Measure::InTime(_) => known |= self.memory.meters.take(key).is_some(),
-                Measure::Distinct { .. } => known |= self.memory.sketches.take(key).is_some(),
+                Measure::InTime(_) => known |= self.memory.meters.forget(key),
+                Measure::Distinct { .. } => known |= self.memory.sketches.forget(key),
             }
             match known {
                 true => to.forgotten.push(name),

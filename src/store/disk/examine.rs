@@ -38,7 +38,9 @@ pub(super) fn examine(folder: &Path) -> io::Result<()> {
     if !kept
         && !begun
         && folder.try_exists()?
-        && !journals(folder)?.iter().try_fold(false, |any, path| Ok::<_, io::Error>(any || holds_commits(path)?))?
+        && !journals(folder)?
+            .iter()
+            .try_fold(false, |any, path| Ok::<_, io::Error>(any || holds_commits(path)?))?
     {
         // fjall was stopped while it made all this, and would not go on from there.
         fs::remove_dir_all(folder)?;

@@ -138,9 +138,8 @@ fn next_batch(bytes: &[u8], at: usize) -> Option<Batch> {
     }
     // The next may begin where this one says it ends, if its mark is what is damaged.
     let by_its_account = length(&bytes[at..]).and_then(|length| batch(bytes, at + length));
-    by_its_account.or_else(|| {
-        marks(&bytes[at..]).find_map(|mark| batch(bytes, at + mark + END_MARK.len()))
-    })
+    by_its_account
+        .or_else(|| marks(&bytes[at..]).find_map(|mark| batch(bytes, at + mark + END_MARK.len())))
 }
 
 fn marks(bytes: &[u8]) -> impl Iterator<Item = usize> {

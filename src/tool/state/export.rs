@@ -3,16 +3,18 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Place, Table, Trouble, Wrongs, grouped, scan};
+use super::{Opened, Place, Trouble, Wrongs, grouped, scan};
 use crate::clock::{Clock, SystemClock};
 use crate::meter::key::Secret;
 use crate::setting::{from_hex, hex};
 use crate::store::Backend;
-use crate::store::folder::{Folder, VERSION};
+use crate::store::folder::VERSION;
 
 /// The first line of an export.
 #[derive(Serialize, Deserialize)]
@@ -46,13 +48,15 @@ pub fn export(
     out: &mut dyn Write,
     say: &mut dyn Write,
 ) -> Result<(), Trouble> {
-    let opened = place.existing()?;
-    let (backend, tables) = (opened.backend.as_deref(), &opened.tables);
     let (entries, faded, wrongs) = match file {
-        None => lines(&opened.folder, backend, tables, &mut BufWriter::new(out))?,
+        None => lines(&place.existing()?, &mut BufWriter::new(out))?,
         Some(file) => {
             let beside = Beside::of(file)?;
-            let told = lines(&opened.folder, backend, tables, &mut BufWriter::new(&beside.file))?;
+            // On a thread of its own, since it takes the rights of who owns the state, and the file
+            // is ours.
+            let lines = || lines(&place.existing()?, &mut BufWriter::new(&beside.file));
+            let told = thread::scope(|scope| scope.spawn(lines).join());
+            let told = told.unwrap_or_else(|panic| resume_unwind(panic))?;
             beside.keep()?;
             told
         }
@@ -65,13 +69,12 @@ pub fn export(
 
 /// Writes the lines; how many entries that were, how many had faded, and what cannot be read.
 fn lines(
-    folder: &Folder,
-    backend: Option<&dyn Backend>,
-    tables: &[Table],
+    opened: &Opened<Option<Box<dyn Backend>>>,
     out: &mut dyn Write,
 ) -> Result<(u64, u64, Wrongs), Trouble> {
+    let (backend, tables) = (opened.backend.as_deref(), &opened.tables);
     let now = SystemClock.now();
-    let secret = hex(&folder.secret().to_bytes());
+    let secret = hex(&opened.folder.secret().to_bytes());
     let header = serde_json::to_string(&Header { postpone_state: VERSION, secret });
     writeln!(out, "{}", header.map_err(io::Error::from)?)?;
     let (mut entries, mut faded, mut done) = (0, 0, Ok(()));

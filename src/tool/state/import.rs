@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::export::Header;
-use super::{HandedOver, Opened, Place, Progress, Table, Trouble, grouped, with_tables};
+use super::{Opened, Place, Progress, Table, Trouble, grouped, with_tables};
 use crate::clock::{Clock, SystemClock, Time};
 use crate::meter::key::Secret;
 use crate::meter::record::written;
@@ -67,7 +67,8 @@ pub fn import(place: &Place, file: Option<&Path>, out: &mut dyn Write) -> Result
         let path = place.path.display();
         writeln!(
             out,
-            "{path} was made, and is root's: give it to the user that the daemon runs as"
+            "{path} was made, and is root's: give it, and all that is in it, to the user that the \
+             daemon runs as (chown -R)"
         )?;
     }
     read.and(written)
@@ -107,6 +108,7 @@ fn exported(lines: &mut Lines<'_>, merge: &mut Merge<'_>) -> Result<(), Trouble>
 impl Place {
     /// The folder, made if it is missing, with this secret if it is to have one, and its tables.
     fn filled_by(&self, secret: Option<Secret>) -> Result<Opened<Box<dyn Backend>>, Trouble> {
+        self.take_rights()?;
         let folder = match Folder::existing(&self.path) {
             Err(Refused::Missing) => Folder::open(&self.path, SystemClock.now()),
             other => other,
@@ -130,7 +132,7 @@ impl Place {
             let unable = |error| self.refused(&Refused::Unable("write the file `identity`", error));
             folder.adopt(secret).map_err(unable)?;
         }
-        Ok(Opened { backend, tables, folder, _handed: HandedOver(self.path.clone()) })
+        Ok(Opened { backend, tables, folder })
     }
 }
 

@@ -16,13 +16,8 @@ mod import;
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, IsTerminal, Write};
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Uid, chownat, fstat, open, openat, statat,
-};
 
 pub use self::export::export;
 pub use self::import::import;
@@ -33,6 +28,7 @@ use crate::meter::record::Form;
 use crate::policy::{Bounds, Memory};
 use crate::setting::{OrNone, hex};
 use crate::store::folder::{Folder, Refused, VERSION};
+use crate::store::owner::take_rights;
 use crate::store::{Backend, Fault, Home, RawKey};
 
 /// Why it was not done, or not to its end.
@@ -120,12 +116,20 @@ impl Place {
         folder.open().map_err(|fault| self.fault(&fault))
     }
 
+    /// From now on root is no more than who owns the folder: the daemon's user, who may have put
+    /// links there, is to own what is made in it too.
+    fn take_rights(&self) -> Result<(), Trouble> {
+        let unable = |error| self.refused(&Refused::Unable("act as its owner", error));
+        take_rights(&self.path).map(|_| ()).map_err(unable)
+    }
+
     /// The folder as it is, and its tables if there are any yet.
     fn existing(&self) -> Result<Opened<Option<Box<dyn Backend>>>, Trouble> {
+        self.take_rights()?;
         let folder = Folder::existing(&self.path).map_err(|refused| self.refused(&refused))?;
         let (folder, tables) = with_tables(folder);
         let backend = folder.has_tables().then(|| self.open(&folder)).transpose()?;
-        Ok(Opened { backend, tables, folder, _handed: HandedOver(self.path.clone()) })
+        Ok(Opened { backend, tables, folder })
     }
 }
 
@@ -135,7 +139,6 @@ struct Opened<B> {
     backend: B,
     tables: Vec<Table>,
     folder: Folder,
-    _handed: HandedOver,
 }
 
 /// A table, and what can be done with its records.
@@ -147,41 +150,6 @@ fn with_tables(folder: Folder) -> (Folder, Vec<Table>) {
     let tables: Vec<_> = memory.kept().map(|(name, table)| (name, table.form())).collect();
     let names = tables.iter().map(|(name, _)| *name).collect();
     (folder.with_tables(names), tables)
-}
-
-/// Hands what was made in a folder of state to who owns the folder: the daemon, not root, is to use
-/// it. Follows no links, since that user may have made them.
-struct HandedOver(PathBuf);
-
-impl Drop for HandedOver {
-    fn drop(&mut self) {
-        if rustix::process::geteuid().is_root()
-            && let Ok(folder) = open(&self.0, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            && let Ok(owner) = fstat(&folder)
-        {
-            hand_over(&folder, &owner);
-        }
-    }
-}
-
-fn hand_over(folder: &OwnedFd, owner: &Stat) {
-    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let (uid, gid) = (Uid::from_raw(owner.st_uid), Gid::from_raw(owner.st_gid));
-    for entry in Dir::read_from(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        if [c".", c".."].contains(&name) {
-            continue;
-        }
-        let Ok(found) = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
-        let is_folder = FileType::from_raw_mode(found.st_mode) == FileType::Directory;
-        if found.st_uid != owner.st_uid && (is_folder || found.st_nlink == 1) {
-            // A daemon that cannot use it says so.
-            let _ = chownat(folder, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW);
-        }
-        if is_folder && let Ok(inner) = openat(folder, name, flags, Mode::empty()) {
-            hand_over(&inner, owner);
-        }
-    }
 }
 
 /// Tells how far a long work has come, on standard error.
@@ -228,6 +196,9 @@ fn scan(
 ) -> Wrongs {
     let (mut progress, mut wrongs) = (Progress::new(), Wrongs::default());
     let Some(backend) = backend else { return wrongs };
+    if let Some(what) = backend.left_out() {
+        wrongs.note(format_args!("lost: {what}"));
+    }
     for (number, (name, _)) in tables.iter().enumerate() {
         for first in 0..=u8::MAX {
             let scanned = backend.scan(name, first, &mut |key, bytes| {
