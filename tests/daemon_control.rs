@@ -7,7 +7,7 @@
 mod support;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -457,7 +457,10 @@ fn without_its_default_socket_the_daemon_serves_mail() {
     let folder = Path::new("/run/postpone");
     let (is_new, path) = (!folder.exists(), folder.join("control.sock"));
     fs::create_dir_all(folder).unwrap();
-    // If this fails somebody has it already, which is as good.
+    // If this fails somebody has it already, which is as good; but for one that nobody serves.
+    if UnixStream::connect(&path).is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused) {
+        fs::remove_file(&path).unwrap();
+    }
     let theirs = UnixListener::bind(&path);
     let daemon = Daemon::start("[control]\nhttp = \"none\"\n");
     daemon.line("a warning", |line| line.contains("WARN") && line.contains("no control"));

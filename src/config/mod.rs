@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use self::read::{Problem, Reader};
 use crate::front::address::{Address, UnixPath};
 use crate::front::listen::{self, Permissions, Protocol};
-use crate::front::listener::Ownership;
+use crate::front::socket_file::Ownership;
 use crate::meter::units::Span;
 use crate::policy::access::Lists;
 use crate::policy::limit::dimension::Dimension;

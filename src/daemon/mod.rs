@@ -60,7 +60,9 @@ pub fn serve(settings: Settings, named: Named, file: PathBuf) -> ExitCode {
     let prepared = Prepared::new(&settings, named, &mut notes);
     let confined = Confined::new(&Needs {
         state: prepared.as_ref().ok().and_then(|it| it.folder.as_ref()).map(Folder::path),
-        sockets: prepared.as_ref().map_or(&[], |prepared| &prepared.files),
+        sockets: &prepared.as_ref().map_or(Vec::new(), |prepared| {
+            prepared.files.iter().map(|file| file.path().to_owned()).collect()
+        }),
         load: &settings.load,
     });
     let logging = Logging::start(&settings.log);
@@ -184,8 +186,8 @@ impl Daemon<'_> {
         }
         ended_well(workers, told)?;
         for file in files {
-            // A file that is gone already is what we want.
-            let _ = std::fs::remove_file(file);
+            // One that is left is replaced at the next start.
+            let _ = file.remove();
         }
         info!("stopped");
         Ok(())

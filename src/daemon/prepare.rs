@@ -3,7 +3,6 @@
 //! Nothing is served yet.
 
 use std::net::TcpListener;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use tracing::{error, warn};
@@ -15,6 +14,7 @@ use crate::engine::Engine;
 use crate::front::address::Address;
 use crate::front::listener::Bound;
 use crate::front::passed::Passed;
+use crate::front::socket_file::SocketFile;
 use crate::front::{control, http, listen};
 use crate::meter::key::Secret;
 use crate::policy::Memory;
@@ -33,7 +33,7 @@ pub(super) struct Prepared {
     /// The folder of state.
     pub(super) folder: Option<Folder>,
     /// Files of unix sockets that are ours, and so are removed at the end.
-    pub(super) files: Vec<PathBuf>,
+    pub(super) files: Vec<SocketFile>,
     /// What keys are made with.
     pub(super) secret: Secret,
     /// The policy of the settings, with the lists that they name, and memory.
@@ -77,7 +77,7 @@ impl Prepared {
         let metrics = bind_metrics(&settings.control, named, notes)?;
         let control = bind_control(&settings.control, named, notes)?;
         if let (Some(_), OrNone::Some(socket)) = (&control, &settings.control.socket) {
-            files.push(socket.path().into());
+            files.extend(SocketFile::bound_at(socket.path()));
         }
         let folder = open_state(&settings.state, named, notes)?;
         let secret = match &folder {
@@ -95,7 +95,7 @@ impl Prepared {
 /// What the service manager has passed on is taken, the rest is bound.
 fn bind(
     settings: &Settings,
-    files: &mut Vec<PathBuf>,
+    files: &mut Vec<SocketFile>,
     notes: &mut Notes,
 ) -> Result<Vec<Socket>, Trouble> {
     let (mut passed, strange) = Passed::receive();
@@ -119,7 +119,7 @@ fn bind(
             Trouble::Socket(address, error)
         })?;
         if let (false, Some((Address::Unix(path), _))) = (passed, listen.address()) {
-            files.push(path.clone());
+            files.extend(SocketFile::bound_at(path));
         }
         sockets.push(Socket { bound, listen: listen.clone(), passed });
     }

@@ -8,7 +8,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::address::Address;
-use super::listener::{Bound, Ownership};
+use super::listener::Bound;
+use super::socket_file::Ownership;
 use crate::engine::{Door, Speak};
 use crate::policy::signal::Ends;
 use crate::setting::{Complaint, Expected, OrNone, as_text};

@@ -6,17 +6,15 @@
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net as unix;
-use std::path::Path;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustix::fs::Mode;
-use rustix::io::Errno;
-use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use rustix::net::{self, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
@@ -24,21 +22,9 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::address::Address;
-use super::listen::Permissions;
+use super::socket_file::{self, Ownership};
 use crate::engine::Engine;
-use crate::setting::OrNone;
 use crate::telemetry::Failure;
-
-/// Who may use a unix socket. Unset: the daemon's user and group.
-#[derive(Clone, Debug, Default)]
-pub struct Ownership {
-    /// The name of its owner.
-    pub owner: Option<String>,
-    /// The name of its group.
-    pub group: Option<String>,
-    /// Its permission bits.
-    pub mode: u32,
-}
 
 /// A bound socket, which several workers may serve.
 pub enum Bound {
@@ -60,7 +46,7 @@ impl Bound {
                 Self::Inet(listener).prepared()
             }
             Address::Unix(path) => {
-                remove_stale(path)?;
+                socket_file::remove_stale(path)?;
                 if let Some(parent) = path.parent() {
                     fs::DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
                 }
@@ -120,61 +106,6 @@ impl AsFd for Bound {
 const LOOK_AFTER: Duration = Duration::from_secs(15);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 const GONE_AFTER: Duration = Duration::from_secs(30);
-
-fn remove_stale(path: &Path) -> io::Result<()> {
-    let kind = match fs::symlink_metadata(path) {
-        Ok(metadata) => metadata.file_type(),
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    if !kind.is_socket() {
-        return Err(io::Error::new(ErrorKind::AlreadyExists, "exists and is no socket"));
-    }
-    // Without waiting: whoever holds it may be stuck, with a full backlog.
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let probe = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    match net::connect(&probe, &SocketAddrUnix::new(path)?) {
-        Err(Errno::CONNREFUSED) => fs::remove_file(path),
-        Ok(()) | Err(Errno::AGAIN) => {
-            Err(io::Error::new(ErrorKind::AddrInUse, "another process serves this socket"))
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
-impl Ownership {
-    /// As the settings say it.
-    pub fn new(owner: &OrNone<String>, group: &OrNone<String>, mode: Permissions) -> Self {
-        let name = |name: &OrNone<String>| name.as_option().cloned();
-        Self { owner: name(owner), group: name(group), mode: mode.0 }
-    }
-
-    fn apply(&self, path: &Path) -> io::Result<()> {
-        let unknown = |what: &str, name: &str| {
-            io::Error::new(ErrorKind::NotFound, format!("there is no {what} {name:?}"))
-        };
-        let owner = self.owner.as_deref().map(|name| match nix::unistd::User::from_name(name) {
-            Ok(Some(user)) => Ok(user.uid.as_raw()),
-            _ => Err(unknown("user", name)),
-        });
-        let group = self.group.as_deref().map(|name| match nix::unistd::Group::from_name(name) {
-            Ok(Some(group)) => Ok(group.gid.as_raw()),
-            _ => Err(unknown("group", name)),
-        });
-        let given = std::os::unix::fs::chown(path, owner.transpose()?, group.transpose()?);
-        given.map_err(|error| match (error.kind(), &self.group) {
-            (ErrorKind::PermissionDenied, Some(group)) => io::Error::new(
-                ErrorKind::PermissionDenied,
-                format!(
-                    "it may not be given to group {group:?}, as this user is not in it: a unit says \
-                     SupplementaryGroups={group}"
-                ),
-            ),
-            _ => error,
-        })?;
-        fs::set_permissions(path, fs::Permissions::from_mode(self.mode))
-    }
-}
 
 /// How a daemon's listeners serve.
 #[derive(Clone)]

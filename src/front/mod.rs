@@ -8,3 +8,4 @@ pub mod listener;
 pub mod milter;
 pub mod passed;
 pub mod policyd;
+pub mod socket_file;

@@ -110,13 +110,10 @@ impl Memory {
 
     /// Changes that have not been written down yet.
     pub fn behind(&self) -> usize {
-        let behind = |(_, table): (_, Arc<dyn Kept>)| table.changes().map_or(0, Changes::behind);
+        let behind = |(_, table): (_, Arc<dyn Kept>)| {
+            table.changes().map_or(0, Changes::behind) + table.forgotten().behind()
+        };
         self.kept().map(behind).sum()
-    }
-
-    /// What was forgotten by hand and may still be on disk.
-    pub fn forgotten_behind(&self) -> usize {
-        self.kept().map(|(_, table)| table.forgotten().behind()).sum()
     }
 
     /// What outlives the process, by the table's name: what is missed most comes first.

@@ -45,7 +45,7 @@ fn a_limit_that_was_forgotten_does_not_come_back_from_before_a_restart() {
     assert!(host.offer(1, "anna").is_err() && host.offer(2, "anna").is_err());
     assert!(host.engine.forget(address(1)).forgotten.contains(&"limit messages".to_owned()));
     shelf.until("the disk to forget", |kept| of(kept, "meters").len() == 1);
-    assert_eq!(host.engine.memory().forgotten_behind(), 0);
+    host.flushed(&shelf);
     kill(&shelf, host);
 
     let host = Host::started(&shelf, &clock, LIMITS);
