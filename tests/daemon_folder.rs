@@ -106,6 +106,26 @@ fn state_that_is_removed_while_it_is_used_is_written_anew() {
     assert!(again.told(&["status"]).contains("192.0.2.7"), "it was kept");
 }
 
+#[test]
+fn a_folder_that_is_replaced_as_a_whole_is_noticed_and_it_is_said_what_to_do() {
+    let folder = Folder::new("replaced");
+    let state = folder.path().join("state");
+    let daemon = Daemon::start(&policy(&state));
+    wait_until("the tables", || state.join("db").exists().then_some(()));
+    fs::rename(&state, folder.path().join("moved")).unwrap();
+    fs::create_dir(&state).unwrap();
+    daemon.line("it to be noticed", |line| line.contains("its folder was removed or replaced"));
+    let counted = || daemon.metric("postpone_failures_total", &[("kind", "state")]) > 0.0;
+    wait_until("it to be counted", || counted().then_some(()));
+    // Landlock lets the daemon write in the folder that it had, and in no other; without it, the new
+    // folder is written.
+    wait_until("an end", || {
+        let written = state.join("db").exists();
+        let told = daemon.lines().iter().any(|line| line.contains("make the folder, and restart"));
+        (written || told).then_some(())
+    });
+}
+
 /// Root who starts the daemon by hand on the state of the daemon's own user.
 #[test]
 fn root_serves_on_the_state_of_another_user_with_no_more_rights_than_that_user() {

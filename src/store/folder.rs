@@ -237,11 +237,26 @@ impl Home for Folder {
     }
 
     fn move_in(&mut self, now: Time) -> io::Result<()> {
+        self.move_into(now).map_err(|error| match error.kind() {
+            // A confined daemon may write in the folder that it has opened, and in no other one.
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => io::Error::new(
+                error.kind(),
+                format!("{error}: make the folder, and restart postpone"),
+            ),
+            _ => error,
+        })
+    }
+}
+
+impl Folder {
+    fn move_into(&mut self, now: Time) -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.path)?;
         close_to_others(&self.path)?;
         if !self.is_locked() {
-            let refused = |refused: Refused| io::Error::other(refused.to_string());
-            self.lock = take_lock(&self.path.join("lock")).map_err(refused)?;
+            self.lock = take_lock(&self.path.join("lock")).map_err(|refused| match refused {
+                Refused::Unable(_, error) => error,
+                refused => io::Error::other(refused.to_string()),
+            })?;
         }
         // What somebody else has put there is not ours to remove.
         let strange: &[_] = if self.is_ours() { &["db"] } else { &["identity", "db"] };
@@ -251,9 +266,7 @@ impl Home for Folder {
         self.tables_inode.store(0, Ordering::Relaxed);
         write_identity(&self.path, &self.secret, self.begun)
     }
-}
 
-impl Folder {
     /// Whether the lock that we hold is the one that another process would ask for.
     fn is_locked(&self) -> bool {
         let held = self.lock.metadata().map(|lock| (lock.dev(), lock.ino()));

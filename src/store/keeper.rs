@@ -184,8 +184,9 @@ impl Writer {
             // Either way round: the clock may have been put right.
             if backend.is_some() && now.since(looked).max(looked.since(now)) >= LOOK_AT_PLACE {
                 looked = now;
-                if self.is_homeless() {
+                if !self.home.is_in_place() {
                     (backend, next_try) = (None, flushes);
+                    self.move_in();
                 }
             }
         }
@@ -203,7 +204,6 @@ impl Writer {
     fn open(&mut self) -> Result<Opened, Fault> {
         if !self.home.is_in_place() {
             self.home.move_in(self.books.engine.now()).map_err(Fault::Unable)?;
-            self.known = Known::Salvaged;
         }
         let opened = match self.try_to_open() {
             Err(Fault::Damaged(damage)) => {
@@ -246,16 +246,23 @@ impl Writer {
         Ok(())
     }
 
-    /// Whether the folder was removed or replaced while it was used.
-    fn is_homeless(&mut self) -> bool {
-        let homeless = !self.home.is_in_place();
-        if homeless {
-            let what = "its folder was removed or replaced: everything is written anew";
-            self.books.engine.failed(Failure::State, &format_args!("state: {what}"));
-            // It would go on in the old place.
-            self.compactor.take().map(JoinHandle::join);
+    /// The folder was removed or replaced while it was used. It must
+    /// not be open.
+    fn move_in(&mut self) {
+        // It would go on in the old place.
+        self.compactor.take().map(JoinHandle::join);
+        self.known = Known::Salvaged;
+        let engine = &self.books.engine;
+        match self.home.move_in(engine.now()) {
+            Ok(()) => {
+                let what = "its folder was removed or replaced, and is written anew";
+                engine.failed(Failure::State, &format_args!("state: {what}"));
+            }
+            Err(error) => {
+                let what = "its folder was removed or replaced, and cannot be written anew";
+                engine.failed(Failure::State, &format_args!("state: {what}: {error}"));
+            }
         }
-        homeless
     }
 
     /// Reads what was not read yet, and writes what has changed.
