@@ -1,14 +1,22 @@
 # Two commands for a Debian machine that has Rust; what else they need they install.
 #
 #   make demo            a private Postfix with postpone, and clients that are told to come back later
-#   make test            format, lints, documentation, and every test, those with a real Postfix too
+#   make test            every test, those with a real Postfix and a real Sendmail too; ARGS are for
+#                        cargo test, as in ARGS='--test scenarios'
+#
+# Each says first what it needs. Postfix and Sendmail are not installed, but unpacked, by root, into
+# /var/cache/postpone; a `sudo rm -r` of that folder loses nothing. Two for who changes the program:
+#
+#   make lint            format, lints, documentation
+#   make test-fresh      both of the above in a fresh Debian 12 and 13, as a user and as root, which
+#                        has nothing but this machine's Rust; PART=quick runs a part of the tests
 #
 # Four for who installs it:
 #
 #   make packages        a deb and an rpm, in packaging/out
 #   make test-packages   installs, upgrades and removes them in a Debian that boots, and builds them
-#                        once more to compare; that Debian, 400 MB, is kept beside what cargo
-#                        builds, or in /var/tmp where that path has a blank
+#                        once more to compare; that Debian, 400 MB, is kept in
+#                        /var/cache/postpone
 #   make build           builds what is installed
 #   make install         installs it from here, below PREFIX (/usr/local), and DESTDIR if that is set
 #
@@ -23,7 +31,7 @@
 
 export PATH := $(PATH):/usr/sbin:/sbin:$(HOME)/.cargo/bin
 
-.PHONY: help demo test packages test-packages build install bench-detect
+.PHONY: help demo test lint test-fresh packages test-packages build install bench-detect
 
 DETECT ?= ../shared/detect
 
@@ -31,16 +39,19 @@ help:
 	@sed -n 's/^#   //p' Makefile
 
 demo:
-	packaging/tools mail
+	packaging/tools demo
 	packaging/demo/run
 
-# Benchmarks are compiled by clippy, and not run.
 test:
-	packaging/tools mail
+	packaging/tools test
+	packaging/test $(ARGS)
+
+# Benchmarks are compiled by clippy, and not run.
+lint:
+	packaging/tools lint
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	packaging/patiently cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
-	cargo test --locked $(RUN_BY_ROOT)
 
 packages:
 	packaging/tools packages
@@ -50,8 +61,7 @@ packages:
 
 test-packages: packages
 	packaging/tools test-packages
-	cargo clippy --locked --test packages -- -D warnings
-	cargo test --locked --test packages $(RUN_BY_ROOT)
+	packaging/test --test packages
 	packaging/reproduce
 
 build:
@@ -68,7 +78,3 @@ bench-detect:
 	@test -f '$(DETECT)/bench.py' || { echo 'no bench.py in $(DETECT): say make bench-detect DETECT=FOLDER' >&2; exit 1; }
 	cargo build --locked --release --bin postpone
 	packaging/bench-detect '$(DETECT)' $(ARGS)
-
-ifneq ($(shell id -u),0)
-RUN_BY_ROOT := --config 'target."cfg(unix)".runner = ["sudo", "--preserve-env=TMPDIR"]'
-endif

@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,6 +21,7 @@ use postpone::setting::Mode;
 use postpone::smtp::address::{Address, ClientText};
 use postpone::smtp::client::Client;
 use postpone::smtp::event::{Event, Fate};
+use support::postfix::with_programs;
 
 /// What a client is told in each situation, and the rule of `large-mx.toml` that says it.
 const SITUATIONS: [(&str, &str); 13] = [
@@ -169,9 +172,10 @@ fn postfix_understands_every_line_for_it() {
     fs::write(folder.join("main.cf"), with_all).unwrap();
     fs::write(folder.join("master.cf"), format!("submission inet n - n - - smtpd\n -o {master}\n"))
         .unwrap();
-    let settings = Command::new("/usr/sbin/postconf").arg("-c").arg(&folder).arg("-n").output();
+    let mut postconf = Command::new("postconf");
+    let settings = with_programs(postconf.arg("-c").arg(&folder).arg("-n"), "").output();
     fs::remove_dir_all(&folder).unwrap();
-    let settings = settings.unwrap_or_else(|e| panic!("apt-get install postfix (postconf: {e})"));
+    let settings = settings.expect("postconf");
     assert_eq!(String::from_utf8_lossy(&settings.stderr), "");
     let settings = String::from_utf8(settings.stdout).unwrap();
     for name in [

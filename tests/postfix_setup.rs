@@ -10,17 +10,21 @@ use std::process::{Command, Output};
 
 use support::daemon::{Daemon, postpone};
 use support::mx::{ANNA, BERT, SENDER, greeted, told, velocity, visit};
-use support::postfix::Postfix;
+use support::postfix::{self, Postfix, with_programs};
 use support::smtp::Client;
 use support::wait_until;
 use support::{Folder, free_port};
+
+/// Where a user's shell finds programs.
+const PATH: &str = "/usr/bin:/bin";
 
 /// What `postpone setup postfix` is told in each of these stories.
 fn setup(config: &Path, postfix: &Postfix, how: &[&str]) -> Output {
     let text = |path: &Path| path.to_str().expect("a path of ours").to_owned();
     let (config, folder) = (text(config), text(postfix.folder()));
     let whole = ["setup", "postfix", "--config", &config, "--postfix", &folder];
-    postpone(&[&whole[..], how].concat())
+    let mut command = Command::new(env!("CARGO_BIN_EXE_postpone"));
+    with_programs(command.args(whole).args(how), PATH).output().expect("postpone")
 }
 
 /// Done, and what was said to standard output and to standard error.
@@ -44,13 +48,9 @@ fn file(postfix: &Postfix, name: &str) -> String {
 
 /// What postconf says of this Postfix.
 fn postconf(postfix: &Postfix, arguments: &[&str]) -> String {
-    let output = Command::new("/usr/sbin/postconf")
-        .arg("-c")
-        .arg(postfix.folder())
-        .args(arguments)
-        .env_remove("MAIL_CONFIG")
-        .output()
-        .expect("postconf");
+    let mut command = Command::new("postconf");
+    command.arg("-c").arg(postfix.folder()).args(arguments).env_remove("MAIL_CONFIG");
+    let output = with_programs(&mut command, PATH).output().expect("postconf");
     String::from_utf8(output.stdout).expect("what we have written")
 }
 
@@ -256,8 +256,8 @@ fn a_socket_that_postfix_may_not_use_is_told() {
     let socket = daemon.endpoint.strip_prefix("unix:").unwrap();
     chown(socket, None, Some(0)).unwrap();
     let (_, err) = done(&setup(&daemon.config, &postfix, &[]));
-    assert!(err.contains("Postfix's user postfix may not use"), "{err}");
-    chown(socket, None, Some(postfix_group())).unwrap();
+    assert!(err.contains("Postfix's user mail may not use"), "{err}");
+    chown(socket, None, Some(postfix::group())).unwrap();
 
     done(&setup(&daemon.config, &postfix, &["--apply"]));
     asked(&postfix, &daemon);
@@ -279,7 +279,7 @@ fn what_postfix_check_refuses_is_put_back() {
         file(&postfix, "main.cf") + "line_length_limit = ${smtpd_milters?{many}:{2048}}\n";
     fs::write(&path, &strange).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-    chown(&path, None, Some(postfix_group())).unwrap();
+    chown(&path, None, Some(postfix::group())).unwrap();
 
     let (out, err) = ended(&setup(&daemon.config, &postfix, &["--apply"]), 78);
     assert!(err.contains("`postfix check` refuses the change, so all is as it was"), "{err}");
@@ -288,7 +288,7 @@ fn what_postfix_check_refuses_is_put_back() {
     assert_eq!(file(&postfix, "main.cf"), strange);
     assert_eq!(file(&postfix, "master.cf"), services);
     let metadata = path.metadata().unwrap();
-    assert_eq!((metadata.mode() & 0o7777, metadata.gid()), (0o640, postfix_group()));
+    assert_eq!((metadata.mode() & 0o7777, metadata.gid()), (0o640, postfix::group()));
     visit(&postfix, ANNA, "one");
 
     // What is refused before is not our doing.
@@ -306,12 +306,12 @@ fn a_file_keeps_its_owner_and_its_permissions() {
     postfix.stop();
     let path = postfix.folder().join("main.cf");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-    chown(&path, None, Some(postfix_group())).unwrap();
+    chown(&path, None, Some(postfix::group())).unwrap();
     for how in ["--apply", "--undo"] {
         let (out, _) = done(&setup(&daemon.config, &postfix, &[how]));
         assert!(out.contains("It does not run, and begins so when it starts"), "{out}");
         let metadata = path.metadata().unwrap();
-        assert_eq!((metadata.mode() & 0o7777, metadata.gid()), (0o640, postfix_group()));
+        assert_eq!((metadata.mode() & 0o7777, metadata.gid()), (0o640, postfix::group()));
     }
 }
 
@@ -342,13 +342,12 @@ fn a_file_that_cannot_be_written_stays_as_it_is() {
 fn the_postfix_is_the_one_that_its_own_programs_would_take() {
     let daemon = Daemon::start("");
     let postfix = Postfix::plain().start();
-    let output = Command::new(env!("CARGO_BIN_EXE_postpone"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_postpone"));
+    command
         .args(["setup", "postfix", "--apply", "--config"])
         .arg(&daemon.config)
-        .env("MAIL_CONFIG", postfix.folder())
-        .output()
-        .unwrap();
-    let (out, _) = done(&output);
+        .env("MAIL_CONFIG", postfix.folder());
+    let (out, _) = done(&with_programs(&mut command, PATH).output().unwrap());
     assert!(out.contains(&postfix.folder().display().to_string()), "{out}");
     let milters = postconf(&postfix, &["-h", "smtpd_milters"]);
     assert_eq!(milters.trim(), milter(&daemon.endpoint));
@@ -367,7 +366,8 @@ fn who_may_not_or_says_it_wrong_is_told_so() {
     let program = folder.path().join("postpone");
     fs::copy(env!("CARGO_BIN_EXE_postpone"), &program).unwrap();
     let nobody = |how: &[&str]| {
-        Command::new("setpriv")
+        let mut command = Command::new("setpriv");
+        command
             .args(["--reuid=nobody", "--clear-groups"])
             .arg(&program)
             .args(["setup", "postfix", "--config"])
@@ -376,10 +376,8 @@ fn who_may_not_or_says_it_wrong_is_told_so() {
             .arg(postfix.folder())
             .args(how)
             // Nor is this environment's Postfix meant.
-            .env("MAIL_CONFIG", "/nowhere")
-            .env("PATH", "/usr/bin:/bin")
-            .output()
-            .expect("setpriv (util-linux)")
+            .env("MAIL_CONFIG", "/nowhere");
+        with_programs(&mut command, PATH).output().expect("setpriv (util-linux)")
     };
     let (out, _) = done(&nobody(&[]));
     assert!(out.contains("nothing has been changed"), "{out}");
@@ -393,11 +391,4 @@ fn who_may_not_or_says_it_wrong_is_told_so() {
     let config = absent(&folder, "inet:127.0.0.1:0");
     let (_, err) = ended(&setup(&config, &postfix, &[]), 78);
     assert!(err.contains("no [[listen]] of the settings"), "{err}");
-}
-
-/// The number of a group that is not root's.
-fn postfix_group() -> u32 {
-    let groups = fs::read_to_string("/etc/group").expect("groups");
-    let line = groups.lines().find(|line| line.starts_with("postfix:")).expect("postfix's group");
-    line.split(':').nth(2).and_then(|number| number.parse().ok()).expect("name:x:number")
 }

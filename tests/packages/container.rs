@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::support::debian::PLACE_OF_ROOT;
 use super::support::{Folder, wait_until};
 
 /// What is in it beside the least a Debian has. `rpm` is there for the other package.
@@ -196,24 +197,19 @@ fn said(console: &Folder) -> String {
     fs::read_to_string(console.path().join("log")).unwrap_or_default()
 }
 
-/// The Debian that containers boot: this host's release, made once and kept beside what cargo builds.
+/// The Debian that containers boot: this host's release, made once and kept.
 fn debian() -> &'static Path {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     MADE.get_or_init(|| {
         let release = fs::read_to_string("/etc/os-release").unwrap();
         let codename = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
         let codename = codename.expect("a Debian with a code name");
-        // debootstrap breaks paths at blanks.
-        let ours = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        let place = if ours.to_str().is_some_and(|path| !path.contains(char::is_whitespace)) {
-            ours
-        } else {
-            Path::new("/var/tmp")
-        };
-        let root = place.join(format!("postpone-{codename}-{}", PACKAGES.replace(',', "-")));
+        let root =
+            Path::new(PLACE_OF_ROOT).join(format!("{codename}-{}", PACKAGES.replace(',', "-")));
         if root.exists() {
             return root;
         }
+        fs::create_dir_all(PLACE_OF_ROOT).unwrap();
         let making = root.with_extension("making");
         match fs::remove_dir_all(&making) {
             Err(error) if error.kind() != ErrorKind::NotFound => panic!("{error}"),

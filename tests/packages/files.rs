@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 
 use super::GIVEN;
 use super::support::Folder;
+use super::support::debian::PLACE_OF_ROOT;
 
 /// The number of the older one.
 pub const OLD: &str = "0.0.9";
@@ -99,7 +100,7 @@ pub fn files(package: Package) -> PathBuf {
 pub fn made() -> &'static Path {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     MADE.get_or_init(|| {
-        let given = Path::new(env!("CARGO_TARGET_TMPDIR")).join("packages");
+        let given = Path::new(PLACE_OF_ROOT).join("packages");
         let _ = fs::remove_dir_all(&given);
         fs::create_dir_all(&given).unwrap();
         let older = Folder::new("older");

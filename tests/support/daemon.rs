@@ -1,6 +1,7 @@
 //! The real `postpone serve`, with settings in a temporary folder: started, signalled, read (log
 //! lines, metrics) and ended.
 
+use super::postfix::OWNER;
 use super::{Folder, PATIENCE, free_port, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -320,7 +321,10 @@ fn settings(listen: &str, http: SocketAddr, control: &Path, policy: &str) -> Str
 
 /// One `[[listen]]`, where there is to be one; on a unix socket Postfix may use it.
 fn listen(protocol: &str, endpoint: &str, more: &str) -> String {
-    let group = if endpoint.starts_with("unix:") { "socket_group = \"postfix\"" } else { "" };
+    let group = match endpoint.starts_with("unix:") {
+        true => format!("socket_group = \"{OWNER}\""),
+        false => String::new(),
+    };
     match endpoint {
         "" => String::new(),
         _ => format!("[[listen]]\n{protocol} = \"{endpoint}\"\n{more}\n{group}\n"),

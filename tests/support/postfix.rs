@@ -1,16 +1,18 @@
 //! A private Postfix on loopback: its own settings, queue, log and mailbox in a temporary folder,
-//! no DNS, no limits of its own, run as our child and gone with the value. It needs root, as every
-//! Postfix does, and only what `apt-get install postfix` brings (SASL and TLS apart, see
-//! `with_user` and `with_tls`).
+//! no DNS, no limits of its own, run as our child and gone with the value. Debian's package is not
+//! installed but unpacked, so whatever MTA the host has stays as it is. It needs root, as every
+//! Postfix does.
 
-use super::{Folder, free_port, wait_until};
+use super::{Folder, debian, free_port, wait_until};
 use rustix::process::{Pid, Signal, geteuid, kill_process_group};
+use std::ffi::OsString;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 use std::thread;
 use std::time::SystemTime;
 
@@ -18,6 +20,10 @@ use std::time::SystemTime;
 pub const DOMAIN: &str = "example.org";
 /// How this Postfix calls itself, and so what its own replies name.
 pub const HOSTNAME: &str = "mx.example.org";
+
+/// The user and the group that it runs as. Its own are made only where it is installed.
+pub const OWNER: &str = "mail";
+const SETGID_GROUP: &str = "list";
 
 /// Runs a command until it ends or standard input does, then kills the whole process group. We
 /// hold the other end, so however this test process dies, Postfix goes with it. (A death signal
@@ -160,7 +166,7 @@ impl Settings {
     }
 
     pub fn start(self) -> Postfix {
-        let daemons = daemon_directory();
+        assert!(geteuid().is_root(), "the end-to-end tests run Postfix: be root");
         let folder = match &self.place {
             Some(place) => Folder::within(place, "postfix"),
             None => Folder::new("postfix"),
@@ -187,10 +193,11 @@ impl Settings {
         make_queue(folder.path());
         let leash = Command::new("sh")
             .args(["-c", LEASH, "sh"])
-            .arg(daemons.join("master"))
+            .arg(unpacked().join("usr/lib/postfix/sbin/master"))
             .arg("-d") // stays in the foreground, and says on stderr why it cannot start
             .arg("-c")
             .arg(folder.path())
+            .env("LD_LIBRARY_PATH", library_path())
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -228,14 +235,22 @@ fn documented(setting: &str, endpoint: &str) -> String {
     line.replace("inet:127.0.0.1:7421", endpoint) + "\n"
 }
 
-fn daemon_directory() -> PathBuf {
-    let missing = "the end-to-end tests need a real Postfix: apt-get install postfix";
-    assert!(geteuid().is_root(), "the end-to-end tests run Postfix: be root");
-    let asked = Command::new("/usr/sbin/postconf").args(["-dh", "daemon_directory"]).output();
-    let output = asked.unwrap_or_else(|e| panic!("{missing} (postconf: {e})"));
-    let path = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
-    assert!(path.join("master").is_file(), "{missing} (no master in {})", path.display());
-    path
+/// The folder with Debian's package.
+fn unpacked() -> &'static Path {
+    static UNPACKED: LazyLock<PathBuf> = LazyLock::new(|| debian::unpacked(&["postfix"]));
+    &UNPACKED
+}
+
+fn library_path() -> PathBuf {
+    unpacked().join("usr/lib/postfix")
+}
+
+/// Lets a command find Postfix's own programs, such as `postconf`, in this `PATH` too.
+pub fn with_programs<'a>(command: &'a mut Command, path: &str) -> &'a mut Command {
+    let mut programs = OsString::from(unpacked().join("usr/sbin"));
+    programs.push(":");
+    programs.push(path);
+    command.env("PATH", programs).env("LD_LIBRARY_PATH", library_path())
 }
 
 fn main_cf(folder: &Path, settings: &Settings) -> String {
@@ -246,8 +261,10 @@ fn main_cf(folder: &Path, settings: &Settings) -> String {
         true => "static:inbox/".to_owned(),
         false => format!("inline:{{ {} }}", mailboxes.join(", ")),
     };
-    format!(
-        "compatibility_level = 3.6
+    let programs = unpacked().to_str().expect("a path of ours");
+    include_str!("../../packaging/postfix.cf").replace("$programs", programs)
+        + &format!(
+            "compatibility_level = 3.6
 queue_directory = {root}/queue
 data_directory = {root}/data
 maillog_file = {root}/log
@@ -275,10 +292,10 @@ smtpd_soft_error_limit = 1000
 smtpd_hard_error_limit = 1000
 smtpd_junk_command_limit = 1000
 ",
-        uid = id("passwd", "postfix"),
-        gid = id("group", "postfix"),
-        domains = settings.domains.join(" "),
-    )
+            uid = id("passwd", OWNER),
+            gid = id("group", OWNER),
+            domains = settings.domains.join(" "),
+        )
 }
 
 fn master_cf(smtp: u16, proxied: u16) -> String {
@@ -307,9 +324,9 @@ fn make_queue(folder: &Path) {
     for above in folder.ancestors().skip(1) {
         let open = above.metadata().unwrap().permissions().mode() & 0o001 != 0;
         let closed = above.display();
-        assert!(open, "user postfix cannot enter {closed}: set TMPDIR to a folder it can");
+        assert!(open, "user {OWNER} cannot enter {closed}: set TMPDIR to a folder it can");
     }
-    let postfix = (id("passwd", "postfix"), id("group", "postfix"));
+    let owner = (id("passwd", OWNER), id("group", OWNER));
     let make = |name: &str, (uid, gid): (u32, u32), mode: u32| {
         let path = folder.join(name);
         fs::create_dir_all(&path).unwrap();
@@ -319,23 +336,29 @@ fn make_queue(folder: &Path) {
     make("queue", (0, 0), 0o755);
     make("queue/pid", (0, 0), 0o755);
     for name in ["data", "mail"] {
-        make(name, postfix, 0o700);
+        make(name, owner, 0o700);
     }
     for name in [
         "active", "bounce", "corrupt", "defer", "deferred", "flush", "hold", "incoming", "private",
         "saved", "trace",
     ] {
-        make(&format!("queue/{name}"), postfix, 0o700);
+        make(&format!("queue/{name}"), owner, 0o700);
     }
-    make("queue/public", (postfix.0, id("group", "postdrop")), 0o710);
-    make("queue/maildrop", (postfix.0, id("group", "postdrop")), 0o730);
+    let dropping = (owner.0, id("group", SETGID_GROUP));
+    make("queue/public", dropping, 0o710);
+    make("queue/maildrop", dropping, 0o730);
+}
+
+/// The number of the group that it runs as.
+pub fn group() -> u32 {
+    id("group", OWNER)
 }
 
 /// A user's or group's number, from /etc/passwd or /etc/group.
 fn id(file: &str, name: &str) -> u32 {
     let text = fs::read_to_string(format!("/etc/{file}")).unwrap();
     let line = text.lines().find(|line| line.split(':').next() == Some(name));
-    let line = line.unwrap_or_else(|| panic!("no {name} in /etc/{file}: apt-get install postfix"));
+    let line = line.unwrap_or_else(|| panic!("no {name} in /etc/{file}"));
     line.split(':').nth(2).and_then(|number| number.parse().ok()).expect("name:x:number")
 }
 
@@ -351,16 +374,17 @@ fn sasl(folder: &Folder, name: &str, password: &str) -> String {
             base.display()
         ),
     );
-    let mut made = Command::new("saslpasswd2")
+    let sasl = debian::unpacked(&["sasl2-bin"]); // installed, it brings a server
+    let mut made = Command::new(sasl.join("usr/sbin/saslpasswd2"))
         .args(["-p", "-c", "-u", HOSTNAME, "-f"])
         .arg(&base)
         .arg(name)
         .stdin(Stdio::piped())
         .spawn()
-        .unwrap_or_else(|e| panic!("apt-get install sasl2-bin libsasl2-modules ({e})"));
+        .unwrap_or_else(|e| panic!("saslpasswd2: {e}"));
     std::io::Write::write_all(&mut made.stdin.take().unwrap(), password.as_bytes()).unwrap();
     assert!(made.wait().unwrap().success(), "saslpasswd2 failed");
-    chown(&base, Some(id("passwd", "postfix")), None).unwrap();
+    chown(&base, Some(id("passwd", OWNER)), None).unwrap();
     format!(
         "smtpd_sasl_auth_enable = yes
 smtpd_sasl_path = smtpd

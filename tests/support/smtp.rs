@@ -187,9 +187,15 @@ pub fn swaks_with(
         .args(options)
         .output()
         .unwrap_or_else(|e| panic!("apt-get install swaks ({e})"));
-    let missing = String::from_utf8_lossy(&output.stderr).contains("requires Net::SSLeay");
-    assert!(!missing, "swaks -tls needs more: apt-get install libnet-ssleay-perl");
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    let transcript = String::from_utf8_lossy(&output.stdout).into_owned();
+    // For TLS and for IPv6 it needs more packages, and where one is missing it says so there only.
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        transcript.contains("=== Connected"),
+        "{transcript}{complaint}
+(apt-get install libnet-ssleay-perl libio-socket-inet6-perl)"
+    );
+    transcript
 }
 
 /// Whether something listens there.
