@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use postpone::engine::{Answer, Session};
 use postpone::front::listen;
-use postpone::smtp::address::Address;
+use postpone::smtp::address::{Address, ClientText};
 use postpone::smtp::client::Client;
-use postpone::smtp::event::Event;
+use postpone::smtp::event::{Event, Fate};
 
 use play::{engine, play};
 
@@ -45,6 +45,8 @@ scenarios! {
     bypass
     bytes
     charge_attempts
+    charge_attempts_domain
+    charge_attempts_end
     composite_keys
     connect
     connections
@@ -55,6 +57,7 @@ scenarios! {
     exempt_recipients
     greylist
     greylist_and_limits
+    greylist_becomes_shadow
     greylist_crowd
     greylist_crowd_hammered
     greylist_data
@@ -78,6 +81,7 @@ scenarios! {
     pool
     rate
     recipients
+    recipients_given_back
     reload
     sessions
     several
@@ -180,6 +184,42 @@ fn threads_that_hammer_one_limit_overrun_it_by_at_most_all_of_them_but_one() {
             threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
         assert!((BURST..BURST + THREADS).contains(&passed), "round {round}: {passed} of {BURST}");
+    }
+}
+
+/// The same law for the pace of a client whose sending is out of the ordinary: what one session has
+/// taken of it, another that was judged at the same moment does not put back.
+#[test]
+fn threads_that_keep_one_pace_overrun_it_by_at_most_all_of_them_but_one() {
+    const THREADS: usize = 2;
+    // A bucket holds ten at first; the clock stands still.
+    const FIRST: usize = 10;
+    let settings = "limit = []\n[greylist]\nmode = \"off\"\n[behaviour]\nlearn_for = \"0s\"\n\
+                    suspect = 0.1\nabnormal = 50.0\nextreme = 60.0\nslow = \"60/1m\"\n";
+    for round in 0..300 {
+        let (engine, ..) = engine("one pace", settings);
+        let together = Barrier::new(THREADS);
+        let hammer = || {
+            let mut session = engine
+                .session(Client::new([192, 0, 2, 7].into()), listen::Params::default().door());
+            session.on(Event::Connect);
+            session.on(Event::Helo { name: ClientText::new(b"[192.0.2.7]") });
+            together.wait();
+            let attempts = (0..4 * FIRST).map(|_| {
+                session.on(mail("a@example.net"));
+                let address = Address::new(b"b@example.org");
+                let recipient = Event::Recipient { address, fate: Fate::Offered };
+                let passed = session.on(recipient) == Answer::Pass;
+                session.on(Event::EndOfMessage { size: None });
+                passed
+            });
+            attempts.filter(|passed| *passed).count()
+        };
+        let passed: usize = thread::scope(|scope| {
+            let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(hammer)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert!((FIRST..FIRST + THREADS).contains(&passed), "round {round}: {passed} of {FIRST}");
     }
 }
 

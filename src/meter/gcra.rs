@@ -20,6 +20,29 @@ pub struct Gcra {
     empty_at: Time,
 }
 
+/// What charges have added to a meter, so that it can be given back: no more than the meter has
+/// kept of them, since a cap may have cut it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Charged {
+    /// The meter as the last of them left it.
+    then: Gcra,
+    cost_ns: u64,
+}
+
+impl Charged {
+    /// What has made `before` into `then` by `now`.
+    pub fn between(before: Gcra, then: Gcra, now: Time) -> Self {
+        let cost = then.empty_at.since(before.empty_at.max(now));
+        Self { then, cost_ns: cost.as_nanos() as u64 }
+    }
+
+    /// This and what was charged to the same meter after it.
+    #[must_use]
+    pub fn and(self, later: Self) -> Self {
+        Self { then: later.then, cost_ns: self.cost_ns.saturating_add(later.cost_ns) }
+    }
+}
+
 /// The largest amount a single charge counts for: 256 MiB.
 ///
 /// Only bytes come so large, and the client declares them. It bounds the debt that one message
@@ -47,16 +70,14 @@ impl Gcra {
         Self { empty_at: self.empty_at.max(now) + cost }
     }
 
-    /// The meter after a charge of `amount`, which left it as `then`, is given back.
+    /// The meter after what was charged before is given back.
     ///
-    /// What has flowed off since is not given back a second time: nothing, if by `now` the meter
-    /// would be empty of that charge and all before it.
-    pub fn given_back(self, quota: &Quota, now: Time, amount: u64, then: Self) -> Self {
-        if then.empty_at <= now {
-            return self;
-        }
-        let cost = quota.cost_ns(amount.min(LARGEST_CHARGE));
-        Self { empty_at: Time::from_nanos(self.empty_at.as_nanos().saturating_sub(cost)) }
+    /// What has flowed off since is not given back a second time: only what would be left by `now`
+    /// of that charge, which is the last to flow off of what there was then.
+    pub fn given_back(self, charged: Charged, now: Time) -> Self {
+        let left = charged.then.empty_at.since(now).as_nanos() as u64;
+        let cost_ns = charged.cost_ns.min(left);
+        Self { empty_at: Time::from_nanos(self.empty_at.as_nanos().saturating_sub(cost_ns)) }
     }
 
     /// How much of the quota is in use: what has been charged and has not flowed off.
@@ -165,10 +186,32 @@ mod tests {
         let quota = quota("60/1m burst 2");
         let first = Gcra::default().charged(&quota, NOW, 1);
         let both = first.charged(&quota, NOW, 1);
-        assert_eq!(both.given_back(&quota, NOW, 1, both), first);
+        let second = Charged::between(first, both, NOW);
+        assert_eq!(both.given_back(second, NOW), first);
         let later = NOW + Duration::from_secs(60);
         let next = both.charged(&quota, later, 1);
-        assert_eq!(next.given_back(&quota, later, 1, both), next, "it had flowed off by itself");
+        assert_eq!(next.given_back(second, later), next, "it had flowed off by itself");
+    }
+
+    #[test]
+    fn what_has_flowed_off_in_part_is_given_back_in_part() {
+        let quota = quota("60/1m burst 2");
+        let first = Gcra::default().charged(&quota, NOW, 1);
+        let (soon, later) = (NOW + MS * 900, NOW + MS * 950);
+        let another = first.charged(&quota, soon, 1);
+        let charged = Charged::between(Gcra::default(), first, NOW);
+        let left = another.given_back(charged, later);
+        assert_eq!(left.empty_at, later + MS * 1_000, "the other is charged whole");
+    }
+
+    #[test]
+    fn no_more_is_given_back_than_a_cap_has_left() {
+        let quota = quota("60/1m burst 2");
+        let full =
+            (0..9).fold(Gcra::default(), |m, _| m.charged(&quota, NOW, 1).capped(&quota, NOW));
+        let another = full.charged(&quota, NOW, 1).capped(&quota, NOW);
+        let charged = Charged::between(full, another, NOW);
+        assert_eq!(another.given_back(charged, NOW), full, "nothing of it was kept");
     }
 
     #[test]

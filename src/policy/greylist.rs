@@ -663,21 +663,22 @@ impl Greylist {
         let _ = self.pending.write(self.triplet(cx), cx.now, |entry| *entry = pending);
     }
 
-    /// The triplet is an acquaintance from now on, and its client has one more pass.
+    /// The triplet has waited, so its client has one more pass.
+    fn prove(&self, cx: &Context<'_>) {
+        let until = cx.now + self.forget;
+        let _ = self.proven.write(self.client(cx), cx.now, |proven| {
+            let passes = if proven.forgettable(cx.now) { 0 } else { proven.passes };
+            let passes = passes.saturating_add(1);
+            *proven = Proven { passes, enough: passes >= self.proven_after, until };
+        });
+    }
+
+    /// The triplet is an acquaintance from now on.
     fn pass(&self, cx: &Context<'_>) {
         let until = cx.now + self.forget;
         let triplet = self.triplet(cx);
         let _ = self.passed.write(triplet, cx.now, |passed| passed.until = until);
-        let waited = self.pending.take(triplet).is_some();
-        if waited || self.imports.know(cx) {
-            let client = self.client(cx);
-            let _ = self.proven.write(client, cx.now, |proven| {
-                let passes = if proven.forgettable(cx.now) { 0 } else { proven.passes };
-                let passes = passes.saturating_add(1);
-                *proven = Proven { passes, enough: passes >= self.proven_after, until };
-            });
-        }
-        if waited {
+        if self.pending.take(triplet).is_some() {
             self.leave(self.crowd(cx));
             self.site_crowd(cx).into_iter().for_each(|site| self.leave(site));
         }
@@ -700,7 +701,8 @@ impl Greylist {
     ) {
         let others_refuse =
             decision.reasons().iter().any(|refusal| refusal.why.reason() != Reason::Greylist);
-        match self.acquaintance(cx) {
+        let acquaintance = self.acquaintance(cx);
+        match acquaintance {
             // Written anew some hundred times a `forget` at most: it takes as long as the rest.
             Acquaintance::Known { until } if cx.now + (self.forget - self.forget / 128) < until => {
             }
@@ -710,12 +712,16 @@ impl Greylist {
             Acquaintance::Back | Acquaintance::Waiting { .. }
                 if !others_refuse && !self.exempts(recipient) && !self.applies(cx) =>
             {
+                if acquaintance == Acquaintance::Back {
+                    self.prove(cx);
+                }
                 self.pass(cx);
             }
             _ if self.passes_over(cx, recipient) => {}
             Acquaintance::Known { .. } => self.refresh(cx),
             // In shadow mode as if nothing had been refused: the sender has no reason to come
-            // back, so its next message must not look like another first contact.
+            // back, so its next message must not look like another first contact. Nor was it made to
+            // wait, so it proves nothing.
             Acquaintance::New | Acquaintance::Waiting { .. } if self.mode(cx) == Mode::Shadow => {
                 self.pass(cx);
             }
@@ -727,7 +733,10 @@ impl Greylist {
             }
             Acquaintance::Waiting { .. } => {}
             Acquaintance::Back if others_refuse => {}
-            Acquaintance::Back => self.pass(cx),
+            Acquaintance::Back => {
+                self.prove(cx);
+                self.pass(cx);
+            }
         }
     }
 }

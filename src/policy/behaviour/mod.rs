@@ -583,12 +583,16 @@ impl Behaviour {
             return;
         }
         let look = self.look(cx);
-        let (pace, stage, shared) = self.pace(&look, cx.now);
+        let (_, stage, shared) = self.pace(&look, cx.now);
         if stage == Stage::Calm {
             return;
         }
+        // From what it is now: another session may have taken out of it since we looked.
+        let up_to_now = |pace: &mut pace::Pace| {
+            *pace = pace.at(stage, shared, &self.rates, cx.now);
+        };
         if shared {
-            let change = |network: &mut Neighbourhood| network.pace = pace;
+            let change = |network: &mut Neighbourhood| up_to_now(&mut network.pace);
             self.memory.networks.write_known(cx.neighbourhood_key(), change);
         }
         // What is put off here shows no recipient. It counts all the same, once, or who sends more
@@ -607,7 +611,7 @@ impl Behaviour {
         let closed = decision.action() == Action::Close && cx.asked.in_session == 0;
         self.memory.senders.write_known(cx.network_key(), |sender| {
             if !shared {
-                sender.pace = pace;
+                up_to_now(&mut sender.pace);
             }
             if !decision.passes() {
                 let silence = cx.now.since(sender.last());

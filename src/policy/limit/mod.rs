@@ -22,7 +22,7 @@ use super::standing::Standing;
 use super::when::When;
 use crate::clock::Time;
 use crate::meter::distinct::Distinct;
-use crate::meter::gcra::Gcra;
+use crate::meter::gcra::{Charged, Gcra};
 use crate::meter::key::{Key, KeyMaker, Secret};
 use crate::meter::quota::{Quota, Unit};
 use crate::meter::record::{Record, Worth};
@@ -148,14 +148,21 @@ pub(super) struct Hold {
     admitted: bool,
 }
 
-/// A charge that a message will confirm.
+/// What the message under way was charged under one key.
 #[derive(Debug)]
 pub(super) struct Charge {
     key: Key,
     quota: Quota,
-    amount: u64,
-    /// The meter as the charge left it.
-    then: Gcra,
+    charged: Charged,
+    fate: Passing,
+}
+
+/// Whether what was charged has passed. Only that is given back when no message comes of it: an
+/// attempt that was refused has been one, whatever follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Passing {
+    Passed,
+    Refused,
 }
 
 /// The signal: every limit in force.
@@ -325,6 +332,16 @@ impl Limit {
     }
 }
 
+/// Notes a charge, together with earlier ones of the same key.
+fn note(charge: Charge, charges: &mut Vec<Charge>) {
+    let same = |known: &&mut Charge| known.key == charge.key && known.fate == charge.fate;
+    if let Some(known) = charges.iter_mut().rfind(same) {
+        known.charged = known.charged.and(charge.charged);
+    } else if charges.len() < MOST_CHARGES {
+        charges.push(charge);
+    }
+}
+
 /// What is left of a number while the host is short: one at least.
 fn some_of(max: u32, cx: &Context<'_>) -> u32 {
     let allowance = cx.allowance();
@@ -366,8 +383,16 @@ impl Limits {
         if by_itself { Some(own) } else { limit.site_key(cx) }
     }
 
-    fn assess_one(&self, limit: &Limit, key: Key, cx: &Context<'_>) -> Option<Refusal> {
+    /// `attempted`: this message has been refused and charged under this key already.
+    fn assess_one(
+        &self,
+        limit: &Limit,
+        key: Key,
+        attempted: bool,
+        cx: &Context<'_>,
+    ) -> Option<Refusal> {
         let now = cx.now;
+        let is_charged = limit.charging == Charging::Attempts && !attempted;
         let refusal = match &limit.measure {
             Measure::AtOnce { max, retry } => self.memory.gauges.read(key, |gauge| {
                 gauge.and_then(|gauge| limit.assess_sessions(gauge, some_of(*max, cx), *retry))
@@ -378,7 +403,7 @@ impl Limits {
                 let amount = limit.amount(cx);
                 let wait = match meter.wait(quota, now, amount) {
                     // This attempt will be charged, too: the next one waits for it as well.
-                    wait if !wait.is_zero() && limit.charging == Charging::Attempts => meter
+                    wait if !wait.is_zero() && is_charged => meter
                         .charged(quota, now, amount)
                         .capped(quota, now)
                         .wait(quota, now, amount),
@@ -413,33 +438,33 @@ impl Limits {
         }
     }
 
-    /// Whether the message under way has been charged under this key already.
-    fn charged_already(limit: &Limit, key: Key, ledger: &Ledger) -> bool {
-        limit.counted_at == Kind::Recipient
-            && matches!(limit.count, Count::Messages | Count::Bytes)
-            && ledger.charges.iter().any(|charge| charge.key == key)
+    /// What the message under way has been charged under this key already, where it is charged once
+    /// however many of its recipients have this key.
+    fn charged_already<'a>(limit: &Limit, key: Key, ledger: &'a Ledger) -> Option<&'a Charge> {
+        let once = limit.counted_at == Kind::Recipient
+            && matches!(limit.count, Count::Messages | Count::Bytes);
+        ledger.charges.iter().rfind(|charge| once && charge.key == key)
     }
 
-    fn count(&self, limit: &Limit, key: Key, cx: &Context<'_>, ledger: &mut Ledger) {
+    fn count(&self, limit: &Limit, key: Key, cx: &Context<'_>, fate: Passing, ledger: &mut Ledger) {
         match &limit.measure {
             Measure::AtOnce { .. } => {}
             Measure::InTime(quota) => {
                 let quota = &quota.times(cx.allowance());
                 let amount = limit.amount(cx);
-                let then = self.memory.meters.write(key, cx.now, |meter| {
+                let charged = self.memory.meters.write(key, cx.now, |meter| {
+                    let before = *meter;
                     *meter = meter.charged(quota, cx.now, amount);
                     // A shadow counts as if nothing had been refused, however far it runs ahead.
                     if limit.mode == Mode::Enforce {
                         *meter = meter.capped(quota, cx.now);
                     }
-                    *meter
+                    Charged::between(before, *meter, cx.now)
                 });
-                let returnable = matches!(limit.count, Count::Messages | Count::Bytes);
-                if let Ok(then) = then
-                    && returnable
-                    && ledger.charges.len() < MOST_CHARGES
-                {
-                    ledger.charges.push(Charge { key, quota: *quota, amount, then });
+                let of_a_message =
+                    matches!(limit.count, Count::Messages | Count::Bytes | Count::Recipients);
+                if of_a_message && let Ok(charged) = charged {
+                    note(Charge { key, quota: *quota, charged, fate }, &mut ledger.charges);
                 }
             }
             Measure::Distinct { window, .. } => {
@@ -487,19 +512,20 @@ impl Limits {
     }
 
     fn give_back(&self, charge: Charge, now: Time) {
-        let Charge { key, quota, amount, then } = charge;
-        self.memory
-            .meters
-            .write_known(key, |meter| *meter = meter.given_back(&quota, now, amount, then));
+        if charge.fate == Passing::Passed {
+            let give_back = |meter: &mut Gcra| *meter = meter.given_back(charge.charged, now);
+            self.memory.meters.write_known(charge.key, give_back);
+        }
     }
 
     /// The message has come: what it was charged stands, bytes by their true size.
     fn confirm(&self, charges: Vec<Charge>, size: Option<u64>, now: Time) {
         let Some(size) = size else { return };
-        for charge in charges.into_iter().filter(|charge| charge.quota.unit() == Unit::Bytes) {
-            let Charge { key, quota, amount, then } = charge;
+        let has_come =
+            |charge: &Charge| charge.fate == Passing::Passed && charge.quota.unit() == Unit::Bytes;
+        for Charge { key, quota, charged, .. } in charges.into_iter().filter(has_come) {
             self.memory.meters.write_known(key, |meter| {
-                *meter = meter.given_back(&quota, now, amount, then).charged(&quota, now, size);
+                *meter = meter.given_back(charged, now).charged(&quota, now, size);
             });
         }
     }
@@ -535,10 +561,12 @@ impl Signal for Arc<Limits> {
     fn assess(&self, cx: &Context<'_>, ledger: &Ledger, round: &mut Round) {
         let exempt = round.exemption().is_some();
         for (limit, part, key) in self.concerned(cx, exempt) {
-            if part == Part::Counted || Limits::charged_already(limit, key, ledger) {
+            let fate = Limits::charged_already(limit, key, ledger).map(|charge| charge.fate);
+            if part == Part::Counted || fate == Some(Passing::Passed) {
                 continue;
             }
-            if let Some(refusal) = self.assess_one(limit, key, cx) {
+            let attempted = fate == Some(Passing::Refused);
+            if let Some(refusal) = self.assess_one(limit, key, attempted, cx) {
                 round.refuse(refusal);
             }
         }
@@ -559,10 +587,12 @@ impl Signal for Arc<Limits> {
                 }
                 continue;
             }
+            let fate = if decision.passes() { Passing::Passed } else { Passing::Refused };
             // Nothing is charged for what is refused, unless attempts are what counts.
-            let counts = decision.passes() || limit.charging == Charging::Attempts;
-            if counts && !Limits::charged_already(limit, key, ledger) {
-                self.count(limit, key, cx, ledger);
+            let counts = fate == Passing::Passed || limit.charging == Charging::Attempts;
+            let charged = Limits::charged_already(limit, key, ledger).map(|charge| charge.fate);
+            if counts && charged != Some(Passing::Passed) && charged != Some(fate) {
+                self.count(limit, key, cx, fate, ledger);
             }
         }
     }
