@@ -284,6 +284,28 @@ fn too_many_errors_with_unknown_recipients() {
     postfix.delivered(&["one", "one"]);
 }
 
+/// Whether Postfix says 550 or, still unsure of its own settings, 450.
+#[test]
+fn unknown_recipients_that_are_refused_softly_count_as_well() {
+    for (setting, enhanced) in
+        [("soft_bounce = yes", "4.1.1"), ("unknown_virtual_mailbox_reject_code = 450", "4.1.1")]
+    {
+        let policy = Policy::large_mx().enforcing("errors", "quota", "3/1h");
+        let (daemon, postfix) =
+            policy.serve_with(|postfix| postfix.with_mailbox("one").with(setting));
+        let mut client = greeted(&postfix, ANNA);
+        client.mail(SENDER).expect(250);
+        for guess in ["info", "sales", "admin", "office"] {
+            let reply = client.rcpt(guess).expect(450);
+            assert_eq!(reply.enhanced, enhanced, "{setting}: {reply:?}");
+        }
+        client.say("RSET").expect(250);
+        let reply = client.mail(SENDER);
+        told(reply, client, "421 4.7.0", "Too many errors (unknown recipients) from your network");
+        daemon.decision(&[("limit", "errors"), ("event", "mail"), ("action", "close")]);
+    }
+}
+
 #[test]
 fn too_many_errors_of_a_host_without_a_name() {
     let policy = Policy::large_mx().enforcing("errors-dynamic", "quota", "1/1h");

@@ -120,11 +120,14 @@ impl OfRecipient {
 }
 
 /// What the MTA's enhanced code says of a recipient that it has refused (RFC 3463 section 3.2).
+///
+/// With `soft_bounce`, or `unknown_local_recipient_reject_code = 450`, an unknown recipient is
+/// 4.1.1, and as unknown as ever.
 fn refused_for(enhanced: &[u8]) -> Fate {
     match enhanced {
-        // These two speak of the sender.
-        b"5.1.7" | b"5.1.8" => Fate::Rejected,
-        _ if enhanced.starts_with(b"5.1.") => Fate::Unknown,
+        // These speak of the sender, or of a name that cannot be looked up just now.
+        b"5.1.7" | b"5.1.8" | b"4.1.7" | b"4.1.8" | b"4.1.2" => Fate::Rejected,
+        _ if enhanced.starts_with(b"5.1.") || enhanced.starts_with(b"4.1.") => Fate::Unknown,
         _ => Fate::Rejected,
     }
 }
@@ -192,7 +195,11 @@ mod tests {
         let fate =
             |host| told(b'R', &["{rcpt_mailer}", "error", "{rcpt_host}", host]).recipient.fate;
         assert_eq!(fate("5.1.1"), Some(Fate::Unknown));
-        assert_eq!(fate("5.1.8"), Some(Fate::Rejected));
+        assert_eq!(fate("4.1.1"), Some(Fate::Unknown));
+        for of_the_sender in ["5.1.7", "5.1.8", "4.1.7", "4.1.8"] {
+            assert_eq!(fate(of_the_sender), Some(Fate::Rejected));
+        }
+        assert_eq!(fate("4.1.2"), Some(Fate::Rejected), "DNS has failed");
         assert_eq!(fate("5.7.1"), Some(Fate::Rejected));
         assert_eq!(told(b'R', &["{rcpt_mailer}", "local"]).recipient.fate, None);
     }
