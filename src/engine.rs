@@ -207,6 +207,7 @@ impl Engine {
         self.tell_of_greylisting(now);
         self.tell_learning();
         self.tell_lifted();
+        self.telemetry.note(now);
         self.telemetry.upkeep();
     }
 

@@ -13,7 +13,7 @@ use postpone::exit;
 use postpone::front::control::protocol::Request;
 use postpone::tool;
 use postpone::tool::check::{Verdict, check};
-use postpone::tool::command::{Cli, Command, DEFAULT_FILE, Setup, Shown, State};
+use postpone::tool::command::{Cli, Command, DEFAULT_FILE, Setup, State};
 use postpone::tool::ctl::{self, Form, ctl};
 use postpone::tool::setup::{self, Wanted};
 use postpone::tool::state::{self, Place, Trouble};
@@ -57,13 +57,13 @@ fn main() -> ExitCode {
             state(&what, path, file.filter(|_| needed))
         }
         Command::Ctl(asked) => {
-            let (request, shown) = asked.request();
+            let (request, form) = asked.request();
             let place = ctl::Place { socket: cli.socket.as_deref(), file: readable(&file, named) };
-            ask(&place, &request, &shown)
+            ask(&place, &request, form)
         }
-        Command::Explain { what, shown } => {
+        Command::Explain { what, detailed } => {
             let place = ctl::Place { socket: cli.socket.as_deref(), file: readable(&file, named) };
-            ask(&place, &Request::Explain { what }, &shown)
+            ask(&place, &Request::Explain { what }, detailed.form())
         }
         Command::Setup(Setup::Postfix { apply, undo, postfix }) => {
             let wanted = match (apply, undo) {
@@ -76,8 +76,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn ask(place: &ctl::Place<'_>, request: &Request, shown: &Shown) -> ExitCode {
-    let form = if shown.json { Form::Json } else { Form::Text };
+fn ask(place: &ctl::Place<'_>, request: &Request, form: Form) -> ExitCode {
     ctl(place, request, form, &mut io::stdout().lock(), &mut io::stderr().lock()).into()
 }
 

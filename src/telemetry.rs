@@ -17,7 +17,7 @@ use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use tracing::{error, info, warn};
 
-use self::counts::{Counts, Totals};
+use self::counts::{Counts, Lately, Totals};
 use crate::clock::Time;
 use crate::meter::table::Size;
 use crate::policy::by_hand::{Lifted, Scope};
@@ -213,6 +213,21 @@ impl Telemetry {
         }
     }
 
+    /// An MTA asks.
+    pub fn asked(&self, now: Time) {
+        self.counts.asked(now);
+    }
+
+    /// Notes what has been counted so far, once a minute.
+    pub fn note(&self, now: Time) {
+        self.counts.note(now);
+    }
+
+    /// What has been counted in the last hour and since the start.
+    pub fn lately(&self) -> Lately {
+        self.counts.lately()
+    }
+
     /// An event was answered within `took`.
     pub fn event(&self, kind: Kind, took: Duration) {
         self.events[kind as usize].increment(1);
@@ -231,12 +246,14 @@ impl Telemetry {
             match decision.strongest() {
                 Some(refusal) => {
                     self.counts.refused(refusal.why.reason());
+                    self.counts.spoke(refusal);
                     count_refusal(names::DECISIONS, refusal);
                 }
                 None => self.counts.passed(),
             }
             for refusal in decision.shadowed() {
                 self.counts.shadowed(refusal.why.reason());
+                self.counts.spoke(refusal);
                 count_refusal(names::SHADOWED, refusal);
             }
         });

@@ -112,6 +112,57 @@ fn status_tells_what_has_happened() {
     for line in ["sessions      0 open", "load          normal", "failures      frame 1"] {
         assert!(text.lines().any(|told| told == line), "{line}: {text}");
     }
+    for begin in ["settings      /", "in force      enforce access, ", "last asked    by an MTA "] {
+        assert!(text.lines().any(|told| told.starts_with(begin)), "{begin}: {text}");
+    }
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+}
+
+fn rule(told: &Value, name: &str) -> Value {
+    let rules = told["rules"].as_array().unwrap();
+    rules.iter().find(|rule| rule["name"] == name).unwrap_or(&Value::Null).clone()
+}
+
+#[test]
+fn status_tells_whom_each_rule_has_refused_most_and_when_an_mta_last_asked() {
+    let trial = "[[limit]]\nname = \"trial\"\ncount = \"messages\"\nquota = \"1/1h\"\n\
+                 mode = \"shadow\"\n";
+    let daemon = Daemon::start(&format!("{ONE_MESSAGE}{trial}"));
+    assert_eq!(status(&daemon)["asked"], Value::Null);
+    assert!(daemon.told(&["status"]).contains("\nlast asked    never: no MTA has asked "));
+    assert_eq!(rule(&status(&daemon), "trial")["mode"], "shadow");
+    for client in ["192.0.2.9", "192.0.2.7", "192.0.2.7", "192.0.2.7"] {
+        let mut mta = Mta::with_client(&daemon.endpoint, client);
+        let message = [mail("a@example.net"), rcpt("b@example.org"), data(), end_of_message()];
+        assert!(message.iter().chain(&message).any(|step| mta.ask(step).starts_with("421 ")));
+    }
+    let told = status(&daemon);
+    assert!(told["asked"].is_string());
+    let velocity = rule(&told, "velocity");
+    assert_eq!(velocity["refused"]["total"], velocity["refused"]["hour"]);
+    assert_eq!(velocity["most"]["client"], "192.0.2.7", "{velocity}");
+    assert_eq!(rule(&told, "trial")["refused"]["total"], 0);
+    assert!(rule(&told, "trial")["shadowed"]["total"].as_u64() > Some(1));
+    assert!(daemon.told(&["status"]).contains("\n              mostly 192.0.2.7: "));
+}
+
+#[test]
+fn status_tells_that_the_last_reload_was_refused_and_why_until_one_is_done() {
+    let daemon = Daemon::start(ONE_MESSAGE);
+    assert_eq!(status(&daemon)["settings"]["refused"], Value::Null);
+    daemon.rewrite("[[limit]]\nname = \"velocity\"\ncount = \"letters\"\n");
+    assert_eq!(daemon.ctl(&["reload"]).status.code(), Some(BAD_SETTINGS));
+    let why = status(&daemon)["settings"]["refused"]["why"].clone();
+    assert!(why.as_str().unwrap().contains("letters"), "{why}");
+    assert!(daemon.told(&["status"]).contains("\n              RELOAD REFUSED "));
+    let before = status(&daemon)["settings"]["loaded"].clone();
+    let another = ONE_MESSAGE.replace("velocity", "speed");
+    daemon.rewrite(&another);
+    let said = daemon.told(&["reload"]);
+    assert!(said.contains("\nin force: enforce access, maintenance, load, speed"), "{said}");
+    let told = status(&daemon);
+    assert_eq!(told["settings"]["refused"], Value::Null);
+    assert!(told["settings"]["loaded"].as_str() > before.as_str(), "{told}");
 }
 
 #[test]
@@ -229,7 +280,7 @@ fn a_bypass_lets_everything_pass_whatever_refuses_and_is_visible_until_it_ends()
     daemon.told(&["maintenance", "on"]);
     assert!(sends(&daemon).starts_with("421 4.3.2 "));
     let said = daemon.told(&["bypass", "on", "--for", "10m"]);
-    assert!(said.contains("(10m left): everything passes, nobody is refused"), "{said}");
+    assert!(said.contains("(10 m left): everything passes"), "{said}");
     for _ in 0..3 {
         assert_eq!(sends(&daemon), "continue");
     }
@@ -257,7 +308,7 @@ fn one_rule_is_taken_out_by_its_name() {
     assert_eq!(sends(&daemon), "continue");
     assert!(sends(&daemon).starts_with("421 4.7.0 "));
     let said = daemon.told(&["shadow", "velocity", "--for", "1h"]);
-    assert!(said.contains("velocity is a shadow until ") && said.contains("(1h left)"), "{said}");
+    assert!(said.contains("velocity is a shadow until ") && said.contains("(1 h left)"), "{said}");
     assert_eq!(sends(&daemon), "continue");
     daemon.decision(&[("mode", "shadow"), ("limit", "velocity"), ("would", "close")]);
     assert_eq!(daemon.metric("postpone_shadowed_by_hand", &[("rule", "velocity")]), 1.0);

@@ -368,6 +368,7 @@ impl World {
             scarce: sensor.scarce,
             marks: sensor.marks.clone(),
             reading: Ok(reading(sensor)),
+            why: None,
         };
         let samples = self.sensors.iter().map(sample).collect();
         self.outcome.crossings += u32::from(self.engine.observe(samples).is_some());

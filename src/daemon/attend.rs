@@ -1,7 +1,7 @@
 //! What the main thread does while workers serve: signals, reloads, the sweep.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use super::log::Logging;
 use super::service::Service;
 use crate::engine::Engine;
 use crate::front::control::protocol::Reloaded;
+use crate::front::control::status::{Refused, Settings};
 use crate::telemetry::Failure;
 
 /// How often some of what has faded is forgotten.
@@ -65,6 +66,8 @@ pub(super) enum Told {
 pub(super) struct Attendant<'a> {
     pub(super) engine: &'a Engine,
     pub(super) listeners: &'a [Arc<str>],
+    /// What status tells of the settings.
+    pub(super) settings: &'a Mutex<Settings>,
     pub(super) logging: &'a Logging,
     pub(super) workers: &'a [JoinHandle<io::Result<()>>],
     pub(super) service: &'a Service,
@@ -105,9 +108,24 @@ impl Attendant<'_> {
     fn reload(&self, reload: impl Fn() -> Reloaded) -> Reloaded {
         self.service.reloading();
         let reloaded = reload();
+        self.note(&reloaded);
         self.engine.tell_maintenance(self.listeners);
         self.service.reloaded(reloaded.done, self.engine, self.listeners);
         reloaded
+    }
+
+    fn note(&self, reloaded: &Reloaded) {
+        let mut settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = self.engine.now();
+        if reloaded.done {
+            (settings.loaded, settings.refused) = (at, None);
+            settings.in_force.clone_from(&reloaded.in_force);
+            settings.file.clone_from(&reloaded.file);
+        } else {
+            let first = reloaded.report.lines().find(|line| line.starts_with("error"));
+            let why = first.map_or("", |line| line.trim_start_matches("error: ")).to_owned();
+            settings.refused = Some(Refused { at, why });
+        }
     }
 
     fn tell_lost_lines(&self, known: &mut usize) {

@@ -19,7 +19,7 @@ mod worker;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ use self::attend::{Attendant, SWEEP_EVERY, Signals, Told};
 use self::confine::{Confined, Needs};
 use self::log::Logging;
 use self::prepare::{Notes, Prepared};
-use self::reload::reload;
+use self::reload::{in_force, reload};
 use self::sampler::Sampler;
 use self::sampler::delay::Lateness;
 use self::service::Service;
@@ -41,6 +41,7 @@ use self::worker::Worker;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Named, Settings};
 use crate::engine::Engine;
+use crate::front::control::status;
 use crate::front::{control, http, listener, policyd};
 use crate::store::folder::Folder;
 use crate::store::keeper::Keeper;
@@ -138,12 +139,17 @@ impl Daemon<'_> {
         let since = engine.now();
         engine.telemetry().started(since);
         let (reloads, mut asked) = mpsc::channel(1);
+        let told = Arc::new(Mutex::new(status::Settings {
+            file: if file.exists() { file.display().to_string() } else { String::new() },
+            loaded: since,
+            in_force: in_force(&engine),
+            refused: None,
+        }));
         if let Some(socket) = control {
             let (engine, listeners) = (engine.clone(), listeners.clone());
-            main.spawn(control::serve(
-                socket,
-                control::desk::Desk { engine, since, listeners, reloads },
-            ));
+            let settings = told.clone();
+            let desk = control::desk::Desk { engine, since, settings, listeners, reloads };
+            main.spawn(control::serve(socket, desk));
         }
         for socket in sockets {
             let Some((address, protocol)) = socket.listen.address() else { continue };
@@ -157,6 +163,7 @@ impl Daemon<'_> {
             let attendant = Attendant {
                 engine: &engine,
                 listeners: &listeners,
+                settings: &told,
                 logging,
                 workers: &workers,
                 service,

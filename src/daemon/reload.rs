@@ -10,7 +10,18 @@ use super::sampler::Sampler;
 use crate::config::{Settings, Unusable};
 use crate::engine::Engine;
 use crate::front::control::protocol::Reloaded;
-use crate::setting::{Complaint, Severity};
+use crate::setting::{Complaint, Mode, Severity};
+
+/// What is in force, in one line.
+pub(super) fn in_force(engine: &Engine) -> String {
+    let rules = engine.rules();
+    let of_mode = |mode: Mode| {
+        let names = rules.iter().filter(|(_, its)| *its == mode).map(|(name, _)| &**name);
+        let names: Vec<_> = names.collect();
+        (!names.is_empty()).then(|| format!("{} {}", mode.name(), names.join(", ")))
+    };
+    [Mode::Enforce, Mode::Shadow].into_iter().filter_map(of_mode).collect::<Vec<_>>().join("; ")
+}
 
 /// Puts the settings of the file in force. A bad file changes nothing.
 pub(super) fn reload(
@@ -57,6 +68,7 @@ pub(super) fn reload(
         done: true,
         file: file.display().to_string(),
         report: checked.report.to_string(),
+        in_force: in_force(engine),
         restart: restart.into_iter().map(Into::into).collect(),
     }
 }

@@ -155,7 +155,8 @@ impl Sampler {
 }
 
 fn sample(sensor: &Sensor, scarce: Scarce, reading: Reading) -> Sample {
-    Sample { sensor: sensor.name.clone(), scarce, marks: sensor.marks.clone(), reading }
+    let (name, marks) = (sensor.name.clone(), sensor.marks.clone());
+    Sample { sensor: name, scarce, marks, reading, why: None }
 }
 
 /// What the thread holds.
@@ -204,7 +205,8 @@ impl Round {
         let samples = self.eyes.iter_mut().filter_map(|eye| {
             let (reading, scarce) = eye.look(&self.engine, lateness, period)?;
             eye.say(&reading);
-            Some(sample(&eye.sensor, scarce.unwrap_or(eye.sensor.scarce), reading))
+            let sample = sample(&eye.sensor, scarce.unwrap_or(eye.sensor.scarce), reading);
+            Some(Sample { why: eye.why(), ..sample })
         });
         let samples = samples.collect();
         self.engine.observe(samples);

@@ -2,6 +2,7 @@
 //!
 //! Explaining assesses and never settles: nothing is changed by it. Beside the mail path.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,7 +11,7 @@ use ipnet::IpNet;
 use tracing::info;
 
 use super::Engine;
-use super::recent::{Decided, Recalled};
+use super::recent::{Decided, Most, Recalled};
 use super::session::{Id, Visitor};
 use super::{Door, Speak};
 use crate::clock::Time;
@@ -57,6 +58,13 @@ impl Engine {
         let all = visitor.context(&policy, now, &event, transaction.as_ref());
         let explained = policy.explain(&alone, &all);
         Some((decided.recalled(id.to_string()), explained))
+    }
+
+    /// Whom each rule has refused most in the last hour, among the last [`super::recent::MOST`]
+    /// decisions.
+    pub fn refused_most(&self) -> HashMap<Arc<str>, Most> {
+        let now = self.clock.now().as_nanos();
+        self.recent.most(Time::from_nanos(now.saturating_sub(3_600_000_000_000)))
     }
 
     /// Forgets what is known of a client, as far as it is kept under the client alone.

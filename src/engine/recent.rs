@@ -1,6 +1,6 @@
 //! The last decisions that were told, so that one can be explained by its id.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -110,6 +110,25 @@ impl Recent {
         self.lock().iter().rev().find(|decided| decided.id == id).cloned()
     }
 
+    /// Whom each rule has refused most since then, or would have, by its name.
+    pub(super) fn most(&self, since: Time) -> HashMap<Arc<str>, Most> {
+        let mut times: HashMap<(&str, IpAddr), (u64, &Decided)> = HashMap::new();
+        let recent = self.lock();
+        for decided in recent.iter().filter(|decided| decided.at >= since) {
+            let of_client = times.entry((decided.rule(), decided.client));
+            of_client.and_modify(|(times, _)| *times += 1).or_insert((1, decided));
+        }
+        let mut most: HashMap<Arc<str>, Most> = HashMap::new();
+        for ((rule, client), (times, decided)) in times {
+            let one = Most { client, name: decided.name.clone().map(String::from), times };
+            let known = most.entry(rule.into()).or_insert_with(|| one.clone());
+            if (one.times, known.client) > (known.times, one.client) {
+                *known = one;
+            }
+        }
+        most
+    }
+
     /// The name of a client, as the last decision about it has it.
     pub(super) fn name(&self, client: IpAddr) -> Option<Box<str>> {
         let recent = self.lock();
@@ -123,7 +142,22 @@ impl Recent {
     }
 }
 
+/// Whom a rule has refused most.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Most {
+    /// Its address.
+    pub client: IpAddr,
+    /// Its name, if it has one.
+    pub name: Option<String>,
+    /// How often.
+    pub times: u64,
+}
+
 impl Decided {
+    fn rule(&self) -> &str {
+        self.limit.as_deref().unwrap_or(self.why.reason().name())
+    }
+
     pub(super) fn recalled(self, id: String) -> Recalled {
         let text = |text: Option<Box<str>>| text.map(String::from);
         Recalled {

@@ -153,6 +153,7 @@ impl Session {
     /// Answers an event. Never panics: then the event passes.
     pub fn on(&mut self, event: Event) -> Answer {
         let now = self.engine.clock.now();
+        self.engine.telemetry.asked(now);
         let kind = event.kind();
         let answer = catch_unwind(AssertUnwindSafe(|| self.answer(now, event)));
         let answer = self.engine.or_pass(kind, answer);

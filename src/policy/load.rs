@@ -158,6 +158,8 @@ pub struct Sample {
     pub marks: Arc<Marks>,
     /// The reading, or why there is none.
     pub reading: Result<f64, Arc<str>>,
+    /// Why it reads so, where that can be told: how a probe fails.
+    pub why: Option<Arc<str>>,
 }
 
 /// What is known of a sensor.

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::ctl::{Detail, Form};
 use super::manual;
 use crate::clock::Time;
 use crate::front::control::protocol::Request;
@@ -106,7 +107,7 @@ pub enum Command {
         #[arg(value_name = "CLIENT|ID")]
         what: String,
         #[command(flatten)]
-        shown: Shown,
+        detailed: Detailed,
     },
     /// Put postpone in front of an MTA's incoming mail, or take it out again.
     #[command(subcommand)]
@@ -201,8 +202,8 @@ pub enum State {
 
 #[derive(Subcommand)]
 pub enum Ctl {
-    /// Show the load with its sensors, sessions, maintenance, decisions, tables and state.
-    Status(Shown),
+    /// Say how the daemon is: settings, load, what was refused by which rule, own trouble, state.
+    Status(Detailed),
     /// Read the settings again, and say what is wrong with them.
     ///
     /// The lists that they name are read, too. A bad file changes nothing; it exits with 78 then.
@@ -321,34 +322,65 @@ pub struct At {
 }
 
 #[derive(Args)]
+pub struct Detailed {
+    /// Show everything that is known, also what is as it should be.
+    #[arg(long)]
+    pub all: bool,
+    #[command(flatten)]
+    pub shown: Shown,
+}
+
+#[derive(Args)]
 pub struct Shown {
     /// Print one line of JSON, for programs.
     #[arg(long)]
     pub json: bool,
 }
 
+impl Shown {
+    fn form(&self) -> Form {
+        if self.json { Form::Json } else { Form::Text(Detail::Usual) }
+    }
+}
+
+impl Detailed {
+    /// How the answer is shown.
+    pub fn form(&self) -> Form {
+        match (self.all, self.shown.form()) {
+            (true, Form::Text(_)) => Form::Text(Detail::All),
+            (_, form) => form,
+        }
+    }
+}
+
 impl Ctl {
     /// What the daemon is asked, and how its answer is shown.
-    pub fn request(self) -> (Request, Shown) {
+    pub fn request(self) -> (Request, Form) {
         match self {
-            Self::Status(shown) => (Request::Status {}, shown),
-            Self::Reload(shown) => (Request::Reload {}, shown),
+            Self::Status(detailed) => (Request::Status {}, detailed.form()),
+            Self::Reload(shown) => (Request::Reload {}, shown.form()),
             Self::Maintenance(Maintenance::On { lasting, until, at, shown }) => {
-                (Request::MaintenanceOn { lasting, until, listener: at.listener }, shown)
+                (Request::MaintenanceOn { lasting, until, listener: at.listener }, shown.form())
             }
             Self::Maintenance(Maintenance::Off { at, shown }) => {
-                (Request::MaintenanceOff { listener: at.listener }, shown)
+                (Request::MaintenanceOff { listener: at.listener }, shown.form())
             }
-            Self::Forget { client, shown } => (Request::Forget { client }, shown),
-            Self::Allow { client, off: true, shown, .. } => (Request::AllowOff { client }, shown),
+            Self::Forget { client, shown } => (Request::Forget { client }, shown.form()),
+            Self::Allow { client, off: true, shown, .. } => {
+                (Request::AllowOff { client }, shown.form())
+            }
             Self::Allow { client, lasting, off: false, force, shown } => {
-                (Request::Allow { client, lasting, force }, shown)
+                (Request::Allow { client, lasting, force }, shown.form())
             }
-            Self::Bypass(Bypass::On { lasting, shown }) => (Request::BypassOn { lasting }, shown),
-            Self::Bypass(Bypass::Off(shown)) => (Request::BypassOff {}, shown),
-            Self::Shadow { rule, off: true, shown, .. } => (Request::ShadowOff { rule }, shown),
+            Self::Bypass(Bypass::On { lasting, shown }) => {
+                (Request::BypassOn { lasting }, shown.form())
+            }
+            Self::Bypass(Bypass::Off(shown)) => (Request::BypassOff {}, shown.form()),
+            Self::Shadow { rule, off: true, shown, .. } => {
+                (Request::ShadowOff { rule }, shown.form())
+            }
             Self::Shadow { rule, lasting, off: false, shown } => {
-                (Request::Shadow { rule, lasting }, shown)
+                (Request::Shadow { rule, lasting }, shown.form())
             }
         }
     }

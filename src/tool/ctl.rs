@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use super::dial::dial;
 use super::explain::explained;
-use super::text::{ending, status, time_and_rest};
+use super::lines::ending;
+pub use super::status::Detail;
+use super::status::{status, time_and_rest};
 use crate::config::Control;
 use crate::exit;
 use crate::front::control::protocol::{
@@ -31,7 +33,7 @@ pub struct Place<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// For people.
-    Text,
+    Text(Detail),
     /// As one line of JSON.
     Json,
 }
@@ -169,15 +171,17 @@ fn tell(answer: Answer, form: Form, out: &mut dyn Write, err: &mut dyn Write) ->
     };
     match (form, answer) {
         (Form::Json, answer) => writeln!(out, "{}", bare(&answer)?)?,
-        (Form::Text, Answer::Explained(told)) => write!(out, "{}", explained(&told))?,
-        (Form::Text, Answer::Forgotten(told)) => tell_forgotten(&told, out, err)?,
-        (Form::Text, Answer::Allowed(told)) => tell_allowed(&told, out, err)?,
-        (Form::Text, Answer::Status(told)) => write!(out, "{}", status(&told))?,
-        (Form::Text, Answer::Reload(told)) => tell_reload(&told, out, err)?,
-        (Form::Text, Answer::Maintenance(told)) => tell_maintenance(&told, out, err)?,
-        (Form::Text, Answer::Lifted(told)) => tell_lifted(&told, out, err)?,
+        (Form::Text(_), Answer::Explained(told)) => write!(out, "{}", explained(&told))?,
+        (Form::Text(_), Answer::Forgotten(told)) => tell_forgotten(&told, out, err)?,
+        (Form::Text(_), Answer::Allowed(told)) => tell_allowed(&told, out, err)?,
+        (Form::Text(detail), Answer::Status(told)) => {
+            write!(out, "{}", status(&told, detail))?;
+        }
+        (Form::Text(_), Answer::Reload(told)) => tell_reload(&told, out, err)?,
+        (Form::Text(_), Answer::Maintenance(told)) => tell_maintenance(&told, out, err)?,
+        (Form::Text(_), Answer::Lifted(told)) => tell_lifted(&told, out, err)?,
         // Told already.
-        (Form::Text, Answer::Error(_)) => {}
+        (Form::Text(_), Answer::Error(_)) => {}
     }
     out.flush()?;
     Ok(code)
@@ -198,16 +202,17 @@ fn tell_lifted(told: &LiftedNow, out: &mut dyn Write, err: &mut dyn Write) -> io
     match (&told.rule, when) {
         (None, Some(when)) => writeln!(
             out,
-            "bypass {when}: everything passes, nobody is refused\n\
-             access, load and maintenance too; the log says what would have been refused\n\
-             it ends by itself, or by `postpone ctl bypass off`, or by a restart of the daemon"
+            "bypass {when}: everything passes\n\
+             access, load and maintenance refuse nobody either; the log says what they would have\n\
+             it ends by itself, by `postpone ctl bypass off`, and when the daemon is restarted"
         ),
         (None, None) => writeln!(out, "no bypass: the rules hold again"),
         (Some(rule), Some(when)) => writeln!(
             out,
-            "{rule} is a shadow {when}: it refuses nobody, and logs what it would have\n\
-             it ends by itself, or by `postpone ctl shadow {rule} --off`, or by a restart of the \
-             daemon"
+            "{rule} is a shadow {when}\n\
+             it refuses nobody; the log says what it would have refused\n\
+             it ends by itself, by `postpone ctl shadow {rule} --off`, and when the daemon is\n\
+             restarted"
         ),
         (Some(rule), None) => writeln!(out, "{rule} holds again, as the settings say"),
     }
@@ -219,6 +224,7 @@ fn tell_reload(told: &Reloaded, out: &mut dyn Write, err: &mut dyn Write) -> io:
         return writeln!(err, "{}: not reloaded, nothing has changed", told.file);
     }
     writeln!(out, "{}: reloaded", told.file)?;
+    writeln!(out, "in force: {}", told.in_force)?;
     if !told.restart.is_empty() {
         writeln!(out, "takes effect only at a restart: {}", told.restart.join(", "))?;
     }

@@ -176,7 +176,7 @@ impl Stage {
                 None => Ok(calm),
             };
             let Sensor { name, scarce, marks, .. } = sensor;
-            Ok::<_, String>(Sample { sensor: name, scarce, marks, reading })
+            Ok::<_, String>(Sample { sensor: name, scarce, marks, reading, why: None })
         };
         let samples = self.settings.load.sensors().into_iter().map(read);
         let samples = samples.collect::<Result<Vec<_>, _>>()?;

@@ -167,6 +167,11 @@ impl Eye {
         Some((read.map_err(Into::into), None))
     }
 
+    /// Why it fails: of a probe that does.
+    pub(super) fn why(&self) -> Option<Arc<str>> {
+        self.pane.lock().why.clone().filter(|_| self.fails)
+    }
+
     /// Says in the log what is new.
     pub(super) fn say(&mut self, reading: &Reading) {
         let sensor = &*self.sensor.name;

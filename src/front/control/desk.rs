@@ -1,7 +1,7 @@
 //! What is answered, request by request.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -13,7 +13,7 @@ use tracing::info;
 use super::protocol::{
     AllowedNow, Answer, Forgot, LiftedNow, Maintained, Reloaded, Request, Told, Trouble,
 };
-use super::status::{Closed, Status, shown, whole};
+use super::status::{Closed, Settings, Status, shown, whole};
 use crate::clock::Time;
 use crate::engine::{Engine, recent};
 use crate::front::address::Address;
@@ -60,6 +60,8 @@ pub struct Desk {
     pub engine: Arc<Engine>,
     /// When the daemon began to serve.
     pub since: Time,
+    /// What it goes by, as it was read last.
+    pub settings: Arc<Mutex<Settings>>,
     /// The addresses of its listeners.
     pub listeners: Arc<[Arc<str>]>,
     /// Where a reload is asked for.
@@ -91,7 +93,9 @@ impl Desk {
         }
         match request {
             Request::Status {} => {
-                let status = Status::of(&self.engine, self.since, &self.listeners);
+                // Nothing in there is left half-done by a panic.
+                let settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let status = Status::of(&self.engine, self.since, settings, &self.listeners);
                 Ok(Answer::Status(Box::new(status)))
             }
             Request::Reload {} => self.reload().await.map(Answer::Reload),

@@ -211,6 +211,8 @@ pub struct Reloaded {
     pub file: String,
     /// Errors and warnings, as `postpone check` prints them.
     pub report: String,
+    /// What is in force now, in one line.
+    pub in_force: String,
     /// What takes effect only at a restart.
     pub restart: Vec<String>,
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Time;
 use crate::engine::Engine;
+use crate::engine::recent::Most;
 use crate::policy::allowed::Entry;
 use crate::policy::by_hand::{Lifted, Scope};
 use crate::policy::decision::Reason;
@@ -16,6 +17,7 @@ use crate::policy::load::{Level, Seen, Worse};
 use crate::policy::maintenance::{By, Closure};
 use crate::setting::Mode;
 use crate::telemetry::Failure;
+use crate::telemetry::counts::OfRule;
 
 /// How the daemon is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -27,8 +29,12 @@ pub struct Status {
     pub since: Time,
     /// The time there.
     pub now: Time,
+    /// What it goes by.
+    pub settings: Settings,
     /// Where MTAs find it.
     pub listeners: Vec<String>,
+    /// When an MTA last asked; nothing: never.
+    pub asked: Option<Time>,
     /// Sessions open now, as milters see them.
     pub sessions_open: u64,
     /// How the host is.
@@ -43,6 +49,10 @@ pub struct Status {
     pub learning_until: Option<Time>,
     /// Who is allowed by hand.
     pub allowed: Vec<Allowed>,
+    /// What passed.
+    pub passed: Counted,
+    /// Every rule in force, and others that have spoken since the start.
+    pub rules: Vec<Rule>,
     /// `pass`, and refusals by their reason.
     pub decisions: BTreeMap<String, u64>,
     /// What shadows would have refused, by the reason.
@@ -53,6 +63,57 @@ pub struct Status {
     pub state: State,
     /// Our own trouble, in which the mail passed, by its kind.
     pub failures: BTreeMap<String, u64>,
+}
+
+/// What the daemon goes by.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Settings {
+    /// The file.
+    pub file: String,
+    /// When those in force were read.
+    pub loaded: Time,
+    /// What is in force, in one line.
+    pub in_force: String,
+    /// What came of the last attempt to read them again, if it was refused.
+    pub refused: Option<Refused>,
+}
+
+/// A reload that was refused.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Refused {
+    /// When.
+    pub at: Time,
+    /// The first thing that is wrong.
+    pub why: String,
+}
+
+/// How often something has happened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Counted {
+    /// In the last hour, to the minute.
+    pub hour: u64,
+    /// Since the start.
+    pub total: u64,
+}
+
+/// A rule and what it has said.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Rule {
+    /// The limit's name, or the signal's.
+    pub name: String,
+    /// Whether it acts now.
+    pub mode: Mode,
+    /// Refusals.
+    pub refused: Counted,
+    /// What it would have refused, in shadow.
+    pub shadowed: Counted,
+    /// Whom it has refused most in the last hour, or would have, among the decisions that are
+    /// remembered.
+    pub most: Option<Most>,
 }
 
 /// A network that is allowed by hand.
@@ -113,6 +174,8 @@ pub struct Sensor {
     pub reading: Option<f64>,
     /// Why it is off, if it is.
     pub off: Option<String>,
+    /// Why it reads so, where that can be told: how a probe fails.
+    pub why: Option<String>,
     /// The level that it asks for.
     pub level: Level,
     /// Where elevated begins; nothing: it never asks for it.
@@ -175,7 +238,8 @@ pub struct State {
 
 impl Status {
     /// How it is now.
-    pub fn of(engine: &Engine, since: Time, listeners: &[Arc<str>]) -> Self {
+    pub fn of(engine: &Engine, since: Time, settings: Settings, listeners: &[Arc<str>]) -> Self {
+        let lately = engine.telemetry().lately();
         let totals = engine.telemetry().totals();
         let by_reason = |counts: [u64; Reason::ALL.len()]| {
             Reason::ALL.into_iter().map(|r| r.name().to_owned()).zip(counts)
@@ -193,6 +257,10 @@ impl Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             since,
             now: engine.now(),
+            settings,
+            asked: lately.asked,
+            passed: Counted { hour: lately.passed_in_hour, total: lately.passed },
+            rules: Rule::all(engine, lately.rules),
             listeners: listeners.iter().map(|listener| (**listener).to_owned()).collect(),
             sessions_open: totals.sessions,
             load: Load::of(engine),
@@ -248,6 +316,30 @@ impl Load {
     }
 }
 
+impl Rule {
+    /// Those in force in their order, then those that have spoken before a reload.
+    fn all(engine: &Engine, mut spoken: BTreeMap<Arc<str>, OfRule>) -> Vec<Self> {
+        let mut most = engine.refused_most();
+        let mut rule = |(name, mode): (Arc<str>, Mode), OfRule { hour, all }: OfRule| Self {
+            most: most.remove(&name),
+            name: (*name).to_owned(),
+            mode,
+            refused: Counted { hour: hour.refused, total: all.refused },
+            shadowed: Counted { hour: hour.shadowed, total: all.shadowed },
+        };
+        let in_force = engine.rules();
+        let mut rules: Vec<_> = in_force
+            .into_iter()
+            .map(|named| {
+                let of_it = spoken.remove(&named.0).unwrap_or_default();
+                rule(named, of_it)
+            })
+            .collect();
+        rules.extend(spoken.into_iter().map(|(name, of_it)| rule((name, Mode::Off), of_it)));
+        rules
+    }
+}
+
 impl Shadow {
     fn of(lifted: &Lifted) -> Option<Self> {
         match &lifted.scope {
@@ -282,6 +374,7 @@ impl Sensor {
             name: sample.sensor.to_string(),
             reading,
             off,
+            why: sample.why.map(|why| why.to_string()),
             level,
             elevated,
             high,
