@@ -93,6 +93,7 @@ scenarios! {
     shadow_greylist_data
     shadow_limit
     shadow_sessions
+    spellings
     submission
     submission_host
     told

@@ -20,11 +20,13 @@ use crate::meter::units::Span;
 use crate::policy::access::Lists;
 use crate::policy::limit::dimension::Dimension;
 use crate::policy::limit::params::{Count, Measured};
+use crate::policy::recipients::Recipients;
 use crate::policy::standing::Standing;
 use crate::policy::{
     Bounds, ClientParams, Memory, Parts, Policy, access, behaviour, greylist, limit, maintenance,
 };
 use crate::setting::{Complaint, Expected, OrNone};
+use crate::smtp::domain;
 use crate::smtp::template::{LONGEST_HOSTNAME, LONGEST_URL, Placeholder};
 
 /// Everything that can be set. What is not set has its default.
@@ -85,13 +87,24 @@ pub struct Server {
     pub grace: Span,
     /// Where a sender's postmaster finds help, in replies.
     pub help_url: OrNone<String>,
+    /// Names that the MTA delivers to users of the host itself; none where they are not known.
+    pub own_names: Vec<String>,
+    /// What begins a detail in the local part of a recipient: each of these characters.
+    pub recipient_delimiter: String,
     /// Threads that serve MTAs, each with a runtime of its own.
     pub workers: u8,
 }
 
 impl Default for Server {
     fn default() -> Self {
-        Self { hostname: host_name(), grace: Span::secs(30), help_url: OrNone::None, workers: 1 }
+        Self {
+            hostname: host_name(),
+            grace: Span::secs(30),
+            help_url: OrNone::None,
+            own_names: Vec::new(),
+            recipient_delimiter: "+".into(),
+            workers: 1,
+        }
     }
 }
 
@@ -113,6 +126,19 @@ impl Server {
         if url.len() > LONGEST_URL || !url.chars().all(|c| c.is_ascii_graphic()) {
             let message = format!("expected a URL of at most {LONGEST_URL} ASCII characters");
             complaints.push(Complaint::error("help_url", message));
+        }
+        let is_name = |name: &String| {
+            let name = domain::canonical(name);
+            name == "localhost" || domain::is_qualified(&name)
+        };
+        if let Some(name) = self.own_names.iter().find(|name| !is_name(name)) {
+            let message = format!("expected names of domains, not {name:?}");
+            complaints.push(Complaint::error("own_names", message));
+        }
+        let delimits = |c: char| c.is_ascii_punctuation() && !matches!(c, '@' | '"' | '.');
+        if !self.recipient_delimiter.chars().all(delimits) {
+            let message = r#"expected signs such as "+", or "" for none"#;
+            complaints.push(Complaint::error("recipient_delimiter", message));
         }
         if self.workers == 0 {
             complaints.push(Complaint::error("workers", "expected at least 1"));
@@ -390,6 +416,11 @@ impl Settings {
             Parts {
                 hostname: &self.server.hostname,
                 help_url: self.server.help_url.as_option().map_or("", String::as_str),
+                recipients: Recipients::new(
+                    &self.server.hostname,
+                    &self.server.own_names,
+                    &self.server.recipient_delimiter,
+                ),
                 client: self.client,
                 access: access::Access::new(&self.access, |path| fs::read_to_string(path))?,
                 limits: &self.limit,

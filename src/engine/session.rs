@@ -17,7 +17,7 @@ use crate::clock::Time;
 use crate::meter::key::Key;
 use crate::policy::behaviour::Seen;
 use crate::policy::behaviour::evidence::Score;
-use crate::policy::decision::Decision;
+use crate::policy::decision::{Decision, Why};
 use crate::policy::keys::Keys;
 use crate::policy::signal::{Arrival, Asked, Context, Ledger};
 use crate::policy::standing::Standing;
@@ -317,7 +317,11 @@ impl Session {
                 Placeholder::Sender => sender.map_or("", |sender| sender.shown()).into(),
                 Placeholder::SenderDomain => sender.map_or("", |sender| sender.domain()).into(),
                 Placeholder::Recipient => recipient.map_or("", |rcpt| rcpt.as_str()).into(),
-                Placeholder::RecipientDomain => recipient.map_or("", |rcpt| rcpt.domain()).into(),
+                Placeholder::RecipientDomain => match &refusal.why {
+                    // Of an address that hides where it leads.
+                    Why::Required { recipient_domain, .. } => (&**recipient_domain).into(),
+                    _ => recipient.map_or("", |rcpt| rcpt.domain()).into(),
+                },
                 Placeholder::Url => (&*self.policy.help_url).into(),
                 Placeholder::Evidence => refusal.why.evidence().into(),
             };

@@ -3,7 +3,7 @@
 //! Networks and names on the allowlist, authenticated clients, and recipients that must always be
 //! reachable are exempt. A client on the denylist is put off, at every attempt.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::{self, Display, Formatter};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -19,8 +19,9 @@ use super::signal::{Context, Ledger, Round, Signal};
 use super::standing::Standing;
 use crate::meter::units::Span;
 use crate::setting::{Complaint, Expected, Mode, as_text};
-use crate::smtp::address::Address;
+use crate::smtp::address::{Address, Destination, folded};
 use crate::smtp::client::Client;
+use crate::smtp::domain;
 use crate::smtp::event::Event;
 use crate::smtp::template::Template;
 
@@ -118,11 +119,11 @@ as_text!(Entry);
 pub struct Access {
     clients: Lists,
     exempt_authenticated: bool,
-    exempt_recipients: Vec<Box<str>>,
+    exempt_recipients: Vec<Address>,
     retry: Span,
     denied: Arc<Template>,
-    /// By recipient domain, in lower case.
-    required: HashMap<Box<str>, Required>,
+    /// By recipient domain, in the form in which names are compared.
+    required: BTreeMap<Box<str>, Required>,
     /// Whether anybody is denied.
     denies: bool,
     tls_required: Arc<Template>,
@@ -164,15 +165,15 @@ impl Access {
         params: &Params,
         read: impl Fn(&Path) -> std::io::Result<String>,
     ) -> Result<Self, Vec<Complaint>> {
+        let address = |text: &String| Address::new(text.as_bytes());
         let template = |text: &str| Arc::new(text.parse().expect("a test reads every reply here"));
-        let lower = |text: &String| text.to_ascii_lowercase().into();
         let mut access = Self {
             clients: Lists::default(),
             exempt_authenticated: params.exempt_authenticated,
-            exempt_recipients: params.exempt_recipients.iter().map(lower).collect(),
+            exempt_recipients: params.exempt_recipients.iter().map(address).collect(),
             retry: params.retry,
             denied: template(DENIED),
-            required: HashMap::new(),
+            required: BTreeMap::new(),
             denies: !params.deny.is_empty(),
             tls_required: template(TLS_REQUIRED),
             not_listed: template(NOT_LISTED),
@@ -187,7 +188,7 @@ impl Access {
         for require in &params.require {
             let mut lists = Lists::default();
             complaints.extend(lists.add_all("require", &require.clients, Listed::Allowed, &read));
-            let domain = lower(&require.recipient_domain);
+            let domain: Box<str> = domain::canonical(&require.recipient_domain).into();
             if !require.tls && require.clients.is_empty() {
                 let message = format!("expected `tls = true` or `clients` for {domain}");
                 complaints.push(Complaint::error("require", message));
@@ -202,11 +203,15 @@ impl Access {
         if complaints.is_empty() { Ok(access) } else { Err(complaints) }
     }
 
+    /// Whether a recipient is exempt; never one that may be another than it seems.
     fn exempts(&self, recipient: &Address) -> bool {
-        let is = |text: &str| {
-            self.exempt_recipients.iter().any(|known| known.eq_ignore_ascii_case(text))
-        };
-        is(recipient.local()) || is(recipient.as_str())
+        let same = |one: &str, other: &str| folded(one) == folded(other);
+        recipient.destination() != Destination::Unknown
+            && self.exempt_recipients.iter().any(|exempt| {
+                let anywhere = exempt.domain().is_empty();
+                same(exempt.local(), recipient.local())
+                    && (anywhere || exempt.domain() == recipient.domain())
+            })
     }
 
     /// The entries that allow and deny a client, and whether authenticating would exempt it.
@@ -219,12 +224,21 @@ impl Access {
         (allowed, denied, self.exempt_authenticated)
     }
 
-    fn lacks(&self, client: &Client, recipient: &Address) -> Option<Requirement> {
-        let required = self.required.get(recipient.domain())?;
-        if required.tls && !client.tls {
+    /// What a client lacks, and which domain asks it.
+    fn lacks(&self, cx: &Context<'_>, recipient: &Address) -> Option<(Requirement, &str)> {
+        let recipients = cx.policy.recipients();
+        let asks = |domain: &str| recipients.may_be_at(recipient, domain);
+        let mut asking = self.required.iter().filter(|(domain, _)| asks(domain));
+        asking.find_map(|(domain, required)| Some((required.lacks(cx.client)?, &**domain)))
+    }
+}
+
+impl Required {
+    fn lacks(&self, client: &Client) -> Option<Requirement> {
+        if self.tls && !client.tls {
             return Some(Requirement::Tls);
         }
-        let listed = required.clients.as_ref()?.find(client);
+        let listed = self.clients.as_ref()?.find(client);
         listed.is_none().then_some(Requirement::Listed)
     }
 }
@@ -358,13 +372,13 @@ impl Signal for Arc<Access> {
             return round.exempt(Exemption::Recipient);
         }
         if let Event::Recipient { address, .. } = cx.event
-            && let Some(what) = self.lacks(cx.client, address)
+            && let Some((what, domain)) = self.lacks(cx, address)
         {
             let template = match what {
                 Requirement::Tls => &self.tls_required,
                 Requirement::Listed => &self.not_listed,
             };
-            let why = Why::Required { what, recipient_domain: address.domain().into() };
+            let why = Why::Required { what, recipient_domain: domain.into() };
             let refusal = Refusal::new(Mode::Enforce, template, why);
             round.refuse(refusal.waiting(self.retry.duration()));
         }

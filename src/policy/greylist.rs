@@ -25,6 +25,7 @@ use crate::meter::table::{Kept, Size, Table};
 use crate::meter::units::Span;
 use crate::setting::{Complaint, Mode};
 use crate::smtp::address::Address;
+use crate::smtp::domain;
 use crate::smtp::event::{Event, Fate};
 use crate::smtp::reply::Action;
 use crate::smtp::template::Template;
@@ -176,7 +177,7 @@ impl Memory {
             exempt_domains: params
                 .exempt_recipient_domains
                 .iter()
-                .map(|domain| domain.to_ascii_lowercase().into())
+                .map(|name| domain::canonical(name).into())
                 .collect(),
             template: Arc::new(params.reply.clone()),
             triplets: self.secret.key("triplet").finish(),
@@ -570,7 +571,7 @@ impl Greylist {
 
     /// Whether it has nothing to say about this recipient.
     fn passes_over(&self, cx: &Context<'_>, recipient: &Address) -> bool {
-        self.exempts(recipient) || !self.applies(cx)
+        self.exempts(cx, recipient) || !self.applies(cx)
     }
 
     /// Whether first contacts of this client wait.
@@ -596,8 +597,8 @@ impl Greylist {
         self.pending.take(self.triplet(cx));
     }
 
-    fn exempts(&self, recipient: &Address) -> bool {
-        self.exempt_domains.iter().any(|domain| **domain == *recipient.domain())
+    fn exempts(&self, cx: &Context<'_>, recipient: &Address) -> bool {
+        cx.policy.recipients().is_at(recipient, &self.exempt_domains)
     }
 
     /// With 421 nothing is said before DATA: at the first recipient it would hide the others, and
@@ -613,7 +614,7 @@ impl Greylist {
 
     /// When a triplet may come back, if it must; nothing if it may pass.
     fn ready(&self, cx: &Context<'_>, recipient: &Address) -> Option<Ready> {
-        if self.exempts(recipient) {
+        if self.exempts(cx, recipient) {
             return None;
         }
         let first = match self.acquaintance(cx) {
@@ -710,7 +711,7 @@ impl Greylist {
             Acquaintance::Known { .. } if cx.standing() == Standing::Proven => self.refresh(cx),
             // It was told to come back and has, though by now it would not be told so.
             Acquaintance::Back | Acquaintance::Waiting { .. }
-                if !others_refuse && !self.exempts(recipient) && !self.applies(cx) =>
+                if !others_refuse && !self.exempts(cx, recipient) && !self.applies(cx) =>
             {
                 if acquaintance == Acquaintance::Back {
                     self.prove(cx);

@@ -4,12 +4,13 @@
 //! ones a dozen times. So it is the parts that are hashed (this network, that sender), and what is
 //! kept under several of them has the key of all of them together ([`Key::with`]).
 
+use std::borrow::Cow;
 use std::cell::OnceCell;
 
 use super::Policy;
 use super::signal::Context;
 use crate::meter::key::Key;
-use crate::smtp::address::Address;
+use crate::smtp::address::{Address, folded};
 use crate::smtp::client::Network;
 use crate::smtp::event::Event;
 use crate::smtp::pool;
@@ -72,7 +73,7 @@ impl Context<'_> {
 
     /// The sender's, from MAIL on.
     pub fn sender_key(&self) -> Option<Key> {
-        let make = |sender: &Address| self.key("sender", sender.as_str().as_bytes());
+        let make = |sender: &Address| self.key("sender", folded(sender.as_str()).as_bytes());
         self.sender().map(|sender| *self.keys.sender.get_or_init(|| make(sender)))
     }
 
@@ -94,8 +95,14 @@ impl Context<'_> {
 
     /// The recipient's, at RCPT.
     pub fn recipient_key(&self) -> Option<Key> {
-        let make = |recipient: &Address| self.key("recipient", recipient.as_str().as_bytes());
-        self.recipient().map(|recipient| *self.keys.recipient.get_or_init(|| make(recipient)))
+        let make = |mailbox: &str| self.key("recipient", mailbox.as_bytes());
+        let mailbox = self.recipient_mailbox()?;
+        Some(*self.keys.recipient.get_or_init(|| make(&mailbox)))
+    }
+
+    /// The mailbox by which the recipient counts, at RCPT.
+    pub fn recipient_mailbox(&self) -> Option<Cow<'_, str>> {
+        self.recipient().map(|recipient| self.policy.recipients().mailbox(recipient))
     }
 }
 

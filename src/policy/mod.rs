@@ -15,6 +15,7 @@ pub mod keys;
 pub mod limit;
 pub mod load;
 pub mod maintenance;
+pub mod recipients;
 pub mod signal;
 pub mod standing;
 pub mod when;
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use self::decision::{Decision, Reason, Refusal};
 use self::explain::{Accessed, Explained, Forgotten};
+use self::recipients::Recipients;
 use self::signal::{Context, Ledger, Round, Signal};
 use self::standing::Standing;
 use crate::clock::Time;
@@ -161,6 +163,7 @@ pub struct Policy {
     /// Where a postmaster finds help, for replies; empty if nowhere.
     pub help_url: Box<str>,
     prefixes: Prefixes,
+    recipients: Recipients,
     /// Begins the key of every part.
     parts: KeyMaker,
     load: Arc<load::Load>,
@@ -180,6 +183,8 @@ pub struct Parts<'a> {
     pub hostname: &'a str,
     /// Where a postmaster finds help; empty if nowhere.
     pub help_url: &'a str,
+    /// Which recipients are the same, and where mail to them goes.
+    pub recipients: Recipients,
     /// `[client]`
     pub client: ClientParams,
     /// `[access]`, its lists read.
@@ -220,6 +225,7 @@ impl Policy {
             hostname: parts.hostname.into(),
             help_url: parts.help_url.into(),
             prefixes: Prefixes { ipv4: parts.client.ipv4_prefix, ipv6: parts.client.ipv6_prefix },
+            recipients: parts.recipients,
             parts: memory.secret().key("part"),
             load,
             maintenance,
@@ -231,6 +237,11 @@ impl Policy {
             limits,
             signals,
         }
+    }
+
+    /// Which recipients are the same, and where mail to them goes.
+    pub fn recipients(&self) -> &Recipients {
+        &self.recipients
     }
 
     /// What a client counts under.

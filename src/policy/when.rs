@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::signal::Context;
 use super::standing::Standing;
+use crate::smtp::address::Address;
+use crate::smtp::domain;
 use crate::smtp::event::Kind;
 use crate::smtp::pool::NameKind;
 
@@ -36,7 +38,7 @@ pub struct When {
     /// The sender's domain is one of these. Known from MAIL on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sender_domain: Option<Vec<String>>,
-    /// The recipient's domain is one of these. Known at RCPT.
+    /// The recipient's domain is one of these, or cannot be told from its spelling. Known at RCPT.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recipient_domain: Option<Vec<String>>,
     /// What the client is called. While its name cannot be looked up, it is none of these.
@@ -64,8 +66,12 @@ impl When {
 
     /// Whether the rule applies to this event.
     pub fn holds(&self, cx: &Context<'_>) -> bool {
-        let is_domain = |domains: &Vec<String>, domain: Option<&str>| {
-            domain.is_some_and(|domain| domains.iter().any(|d| d.eq_ignore_ascii_case(domain)))
+        let is_domain = |domains: &Vec<String>, sender: &Address| {
+            domains.iter().any(|d| domain::canonical(d) == sender.domain())
+        };
+        let may_be_at = |domains: &Vec<String>, recipient: &Address| {
+            let recipients = cx.policy.recipients();
+            domains.iter().any(|d| recipients.may_be_at(recipient, &domain::canonical(d)))
         };
         let within = |networks: &Vec<IpNet>, address: IpAddr| {
             networks.iter().any(|network| network.contains(&address))
@@ -81,12 +87,12 @@ impl When {
             && asked(
                 self.sender_domain
                     .as_ref()
-                    .map(|all| is_domain(all, cx.sender().map(|sender| sender.domain()))),
+                    .map(|all| cx.sender().is_some_and(|sender| is_domain(all, sender))),
             )
             && asked(
                 self.recipient_domain
                     .as_ref()
-                    .map(|all| is_domain(all, cx.recipient().map(|recipient| recipient.domain()))),
+                    .map(|all| cx.recipient().is_some_and(|to| may_be_at(all, to))),
             )
             && asked(self.name.as_ref().map(|kinds| {
                 !cx.client.name_is_unsure() && kinds.contains(&NameKind::of(cx.client))

@@ -3,6 +3,9 @@
 use std::borrow::Cow;
 use std::fmt::{self, Debug, Formatter};
 
+use super::domain;
+use super::mailbox::{self, Mailbox};
+
 /// The longest text of a client that is kept, in bytes. RFC 5321 section 4.5.3.1 allows 256
 /// octets for a path and 255 for a domain; what is longer is cut, since it is kept for as long
 /// as the session lasts.
@@ -23,6 +26,22 @@ impl ClientText {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// As the name of a host, in the form in which names are compared.
+    pub fn host_name(&self) -> Cow<'_, str> {
+        domain::canonical(&self.0)
+    }
+
+    /// As the name of a login, which hardly any system tells apart by its case.
+    pub fn login(&self) -> Cow<'_, str> {
+        folded(&self.0)
+    }
+}
+
+/// A text in lower case.
+pub fn folded(text: &str) -> Cow<'_, str> {
+    let lower = text.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase());
+    if lower { Cow::Borrowed(text) } else { Cow::Owned(text.to_lowercase()) }
 }
 
 impl Debug for ClientText {
@@ -33,48 +52,159 @@ impl Debug for ClientText {
 
 /// A mailbox of an envelope: `local@domain`, or the null sender `<>`.
 ///
-/// The domain is in lower case (RFC 5321 section 2.4: only the local part may depend on case).
+/// However the client has written it, and whatever the MTA makes of it, one mailbox is one text: no
+/// route, no comment, no quotes but where they are needed, the domain as
+/// [`domain::canonical`] has it. The local part is left in its case (RFC 5321 section 2.4).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Address(Box<str>);
+pub struct Address {
+    text: Box<str>,
+    place: Place,
+}
+
+/// What is known of where mail to an address goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place {
+    /// To the domain that it names.
+    Named,
+    /// By the domain that it names to this other one, as the MTA tells.
+    Mapped(Box<str>),
+    /// To this host.
+    Here,
+    /// Only the MTA knows.
+    Unknown,
+}
+
+/// Where mail to an address goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination<'a> {
+    /// To this domain.
+    Known(&'a str),
+    /// To the first, which is the one that was written; the MTA has a rule of its own that makes it
+    /// the second.
+    Mapped(&'a str, &'a str),
+    /// To the host itself, by whatever name: the address has no domain, or an address literal.
+    Here,
+    /// It is written so that only the MTA could say: what is asked of any domain is asked here, and
+    /// what any is spared is not spared here.
+    Unknown,
+}
 
 impl Address {
-    /// Takes the argument of `MAIL FROM:` or `RCPT TO:`, with or without its angle brackets.
+    /// Takes the argument of `MAIL FROM:` or `RCPT TO:` as the client has written it, with or
+    /// without its angle brackets.
     pub fn new(path: &[u8]) -> Self {
-        let text = bounded(path);
-        let text = text.trim();
-        let text = text.strip_prefix('<').unwrap_or(text);
-        let text = text.strip_suffix('>').unwrap_or(text);
-        let text = if text.starts_with('@') { without_route(text) } else { text };
-        let mut address: Box<str> = text.into();
-        if let Some(at) = address.rfind('@') {
-            address[at..].make_ascii_lowercase();
+        Self::of(Mailbox::written(&bounded(path)))
+    }
+
+    /// Takes an address that is free from quotes already: Postfix tells it so to a policy service.
+    pub fn unquoted(text: &[u8]) -> Self {
+        Self::of(Mailbox::unquoted(&bounded(text)))
+    }
+
+    /// Takes the argument of `RCPT TO:`, and the mailbox that the MTA delivers it to.
+    ///
+    /// Postfix tells it with the domain at which it has arrived, and only a literal is left;
+    /// Sendmail tells users of the host itself without a domain, and what its tables have made of
+    /// others.
+    pub fn resolved(path: &[u8], by_mta: &[u8]) -> Self {
+        let written = Self::new(path);
+        let told = bounded(by_mta);
+        let told = Mailbox::written(&told);
+        let (written_to, told_to) = (written.place.clone(), Place::of(&told));
+        match (written_to, told_to) {
+            _ if told.local.is_empty() => written,
+            // It is what the MTA has arrived at: it looks for no other address within.
+            (Place::Unknown | Place::Here, Place::Named | Place::Unknown) => {
+                let end = told.domain.as_deref().map(|name| domain::canonical(name).into_owned());
+                match end.filter(|name| !told.odd && domain::is_qualified(name)) {
+                    Some(_) => Self::at(told, Place::Named),
+                    None => written,
+                }
+            }
+            (Place::Unknown, Place::Here) if !told.odd => Self::at(told, Place::Here),
+            (Place::Named, Place::Named | Place::Unknown) => {
+                let end = told.domain.as_deref().map(domain::canonical).unwrap_or_default();
+                match end == written.domain() || !domain::is_qualified(&end) {
+                    true => written,
+                    false => Self { place: Place::Mapped(end.into()), ..written },
+                }
+            }
+            _ => written,
         }
-        Self(address)
+    }
+
+    fn of(mailbox: Mailbox<'_>) -> Self {
+        let place = Place::of(&mailbox);
+        Self::at(mailbox, place)
+    }
+
+    fn at(Mailbox { local, domain, .. }: Mailbox<'_>, place: Place) -> Self {
+        let mut text = mailbox::quoted(&local).into_owned();
+        let end = text.len();
+        if let Some(name) = domain.as_deref().map(domain::canonical).filter(|d| !d.is_empty()) {
+            text.push('@');
+            text += &name;
+        }
+        match text.len() <= LONGEST {
+            true => Self { text: text.into(), place },
+            // Longer than any mailbox may be. What is left names no domain.
+            false => {
+                text.truncate(text.floor_char_boundary(LONGEST - 1));
+                if text.starts_with('"') && text.len() < end {
+                    text.push('"');
+                }
+                Self { text: text.into(), place: Place::Unknown }
+            }
+        }
     }
 
     /// `local@domain`; empty for the null sender.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text
     }
 
     /// As it is shown to people: `<>` for the null sender.
     pub fn shown(&self) -> &str {
-        if self.is_null() { "<>" } else { &self.0 }
+        if self.is_null() { "<>" } else { &self.text }
     }
 
     /// Whether it is the null sender of bounces (RFC 5321 section 4.5.5).
     pub fn is_null(&self) -> bool {
-        self.0.is_empty()
+        self.text.is_empty()
     }
 
-    /// What stands before the last `@`; all of it if there is none.
+    /// The local part; all of the address if it has no domain.
     pub fn local(&self) -> &str {
-        self.0.rsplit_once('@').map_or(&self.0, |(local, _)| local)
+        self.parts().map_or(&self.text, |(local, _)| local)
     }
 
-    /// What stands behind the last `@`, in lower case; empty if there is none.
+    /// The domain; empty if it has none.
     pub fn domain(&self) -> &str {
-        self.0.rsplit_once('@').map_or("", |(_, domain)| domain)
+        self.parts().map_or("", |(_, domain)| domain)
+    }
+
+    fn parts(&self) -> Option<(&str, &str)> {
+        // An `@` within quotes ends nothing.
+        self.text.rsplit_once('@').filter(|(_, domain)| !domain.ends_with('"'))
+    }
+
+    /// Where mail to it goes.
+    pub fn destination(&self) -> Destination<'_> {
+        match &self.place {
+            Place::Named => Destination::Known(self.domain()),
+            Place::Mapped(end) => Destination::Mapped(self.domain(), end),
+            Place::Here => Destination::Here,
+            Place::Unknown => Destination::Unknown,
+        }
+    }
+
+    /// The mailbox it most likely leads to, where that is not known: for keys, so that a mailbox is
+    /// counted as one as far as can be told.
+    pub fn likely(&self) -> Cow<'_, Self> {
+        match self.place {
+            Place::Named | Place::Mapped(_) | Place::Here => Cow::Borrowed(self),
+            Place::Unknown => Cow::Owned(Self::of(Mailbox::written(&self.text).innermost())),
+        }
     }
 
     /// The address without what changes from message to message, so that greylisting knows a
@@ -104,27 +234,24 @@ impl Address {
         let local = self.local();
         let is_plain = |byte| matches!(byte, b'a'..=b'z' | b'.' | b'-' | b'_');
         if local.bytes().all(is_plain) {
-            return Cow::Borrowed(&self.0);
+            return Cow::Borrowed(&self.text);
         }
-        let domain = &self.0[local.len()..];
+        let domain = &self.text[local.len()..];
         Cow::Owned(untagged(&local.to_ascii_lowercase()) + domain)
     }
 }
 
-/// A path that begins with a source route, without it: `@a.example,@b.example:user@c.example` is `user@c.example`.
-///
-/// RFC 5321, 4.1.1.3: "Receiving systems MUST recognize source route syntax but SHOULD strip off
-/// the source route specification". A route to nowhere is left as it is, else it would be the
-/// null sender.
-fn without_route(path: &str) -> &str {
-    let mut in_literal = false;
-    let end = path.find(|c| {
-        in_literal = (in_literal || c == '[') && c != ']';
-        c == ':' && !in_literal
-    });
-    match end.map(|end| &path[end + 1..]) {
-        Some(mailbox) if !mailbox.is_empty() => mailbox,
-        _ => path,
+impl Place {
+    fn of(mailbox: &Mailbox<'_>) -> Self {
+        if mailbox.odd || mailbox::encloses(&mailbox.local) {
+            return Self::Unknown;
+        }
+        match mailbox.domain.as_deref().map(domain::canonical).as_deref() {
+            None | Some("" | "localhost") => Self::Here,
+            Some(name) if name.starts_with('[') && name.ends_with(']') => Self::Here,
+            Some(name) if domain::is_qualified(name) => Self::Named,
+            Some(_) => Self::Unknown,
+        }
     }
 }
 
@@ -277,6 +404,59 @@ mod tests {
     }
 
     #[test]
+    fn both_doors_know_a_mailbox_by_one_text() {
+        // As the client writes it to a milter, and as Postfix tells it to a policy service.
+        let doors = [
+            ("<\"john\"@Example.net.>", "john@Example.net.", "john@example.net"),
+            ("<\"john doe\"@example.net>", "john doe@example.net", "\"john doe\"@example.net"),
+            ("<jo\\hn@example.net>", "john@example.net", "john@example.net"),
+            ("<\"a\\\"b\"@example.net>", "a\"b@example.net", "\"a\\\"b\"@example.net"),
+            ("<\"a@b\"@example.net>", "a@b@example.net", "\"a@b\"@example.net"),
+            ("<john(is it)@example.net>", "john@example.net", "john@example.net"),
+            ("<john@BÜCHER.example>", "john@bücher.example", "john@xn--bcher-kva.example"),
+            ("<>", "", ""),
+        ];
+        for (milter, policy, text) in doors {
+            assert_eq!(Address::new(milter.as_bytes()).as_str(), text, "{milter}");
+            assert_eq!(Address::unquoted(policy.as_bytes()).as_str(), text, "{policy}");
+        }
+    }
+
+    #[test]
+    fn what_the_mta_has_arrived_at_is_taken_where_the_spelling_hides_it() {
+        use Destination::{Here, Known, Mapped, Unknown};
+        let bank = Known("bank.example");
+        let told = [
+            ("<user@bank.example>", "user@bank.example", "user@bank.example", bank),
+            ("<User@Bank.Example.>", "User@bank.example", "User@bank.example", bank),
+            ("<bank.example!user>", "user@bank.example", "user@bank.example", bank),
+            ("<user%bank.example>", "user@bank.example.", "user@bank.example", bank),
+            ("<user>", "user@bank.example", "user@bank.example", bank),
+            ("<user@bank>", "user@bank.example", "user@bank.example", bank),
+            ("<user@bank.example>>", "user@bank.example", "user@bank.example", bank),
+            // Sendmail, of a user of the host.
+            ("<user@bank.example>", "user", "user@bank.example", bank),
+            ("<bank.example!user>", "user", "user", Here),
+            // By a table of Sendmail's.
+            (
+                "<info@a.example>",
+                "user@bank.example",
+                "info@a.example",
+                Mapped("a.example", "bank.example"),
+            ),
+            ("<user@[192.0.2.1]>", "user@[192.0.2.1]", "user@[192.0.2.1]", Here),
+            // Nothing is told, or nothing that can be read.
+            ("<user%bank.example>", "", "user%bank.example", Unknown),
+            ("<user%bank.example>", "user@a b", "user%bank.example", Unknown),
+            ("<user@bank.example>", "", "user@bank.example", bank),
+        ];
+        for (path, by_mta, text, destination) in told {
+            let address = Address::resolved(path.as_bytes(), by_mta.as_bytes());
+            assert_eq!((address.as_str(), address.destination()), (text, destination), "{path}");
+        }
+    }
+
+    #[test]
     fn a_source_route_is_stripped() {
         let paths = [
             ("<@a.example:user@c.example>", "user@c.example"),
@@ -284,7 +464,7 @@ mod tests {
             ("@[IPv6:2001:db8::1],@b.example:user@c.example", "user@c.example"),
             ("<@a.example:postmaster>", "postmaster"),
             // These have none.
-            ("<user:name@c.example>", "user:name@c.example"),
+            ("<user:name@c.example>", "\"user:name\"@c.example"),
             ("<user@[IPv6:2001:db8::1]>", "user@[ipv6:2001:db8::1]"),
             ("<@c.example>", "@c.example"),
             ("<@a.example:>", "@a.example:"),
@@ -457,6 +637,21 @@ mod tests {
         fn what_has_no_tags_any_more_stays_as_it_is(local in local_parts()) {
             let once = untagged(&local.to_ascii_lowercase());
             prop_assert_eq!(untagged(&once), once);
+        }
+
+        #[test]
+        fn the_canonical_form_of_a_canonical_form_is_itself(
+            path in "\\PC{0,60}|[<>@!%:,()\"\\\\\\[\\] aÜ.]{0,40}"
+        ) {
+            for address in [Address::new(path.as_bytes()), Address::unquoted(path.as_bytes())] {
+                if let Destination::Known(_) = address.destination() {
+                    prop_assert_eq!(&Address::new(address.as_str().as_bytes()), &address);
+                }
+                let likely = address.likely();
+                if let Destination::Known(_) = likely.destination() {
+                    prop_assert_eq!(&Address::new(likely.as_str().as_bytes()), &*likely);
+                }
+            }
         }
 
         #[test]

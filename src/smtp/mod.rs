@@ -2,8 +2,10 @@
 
 pub mod address;
 pub mod client;
+pub mod domain;
 pub mod event;
 pub mod harmless;
+pub mod mailbox;
 pub mod pool;
 pub mod reply;
 pub mod template;

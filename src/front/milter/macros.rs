@@ -9,7 +9,7 @@ use super::wire::strings;
 use crate::smtp::address::ClientText;
 use crate::smtp::event::Fate;
 
-/// What macros have told. All of it together is less than a kilobyte, whatever was sent.
+/// What macros have told. All of it together is less than two kilobytes, whatever was sent.
 #[derive(Debug, Default)]
 pub(super) struct Macros {
     /// At connect.
@@ -57,6 +57,9 @@ pub(super) struct OfSender {
 pub(super) struct OfRecipient {
     /// What `{rcpt_mailer}` and `{rcpt_host}` say of it.
     pub(super) fate: Option<Fate>,
+    /// `{rcpt_addr}`: the mailbox that the MTA delivers to, whatever the client has written. Nothing
+    /// of one that it has refused, where it tells the reply in place of it.
+    pub(super) mailbox: Option<ClientText>,
 }
 
 impl Macros {
@@ -113,9 +116,14 @@ impl OfSender {
 
 impl OfRecipient {
     fn read(payload: &[u8]) -> Self {
-        let [mailer, host] = values(payload, [b"{rcpt_mailer}", b"{rcpt_host}"]);
-        let refused = mailer == Some(b"error");
-        Self { fate: refused.then(|| refused_for(host.unwrap_or_default())) }
+        let [mailer, host, mailbox] =
+            values(payload, [b"{rcpt_mailer}", b"{rcpt_host}", b"{rcpt_addr}"]);
+        match mailer {
+            Some(b"error") => {
+                Self { fate: Some(refused_for(host.unwrap_or_default())), mailbox: None }
+            }
+            _ => Self { fate: None, mailbox: mailbox.map(ClientText::new) },
+        }
     }
 }
 
@@ -188,6 +196,16 @@ mod tests {
         let mut macros = told(b'M', &["{auth_authen}", "alice"]);
         macros.take(b"M");
         assert!(macros.sender.user.is_none());
+    }
+
+    #[test]
+    fn the_mailbox_is_told_of_a_recipient_that_the_mta_accepts() {
+        let mailbox = |mailer| {
+            let words = ["{rcpt_mailer}", mailer, "{rcpt_addr}", "user@example.org"];
+            told(b'R', &words).recipient.mailbox
+        };
+        assert_eq!(mailbox("local").unwrap().as_str(), "user@example.org");
+        assert_eq!(mailbox("error"), None);
     }
 
     #[test]

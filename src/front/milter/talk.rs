@@ -197,7 +197,12 @@ impl Talk {
     }
 
     fn recipient(&mut self, payload: &[u8]) -> Option<Event> {
-        let address = Address::new(strings(payload).next()?);
+        let path = strings(payload).next()?;
+        // It is of this recipient only.
+        let address = match self.macros.recipient.mailbox.take() {
+            Some(mailbox) => Address::resolved(path, mailbox.as_str().as_bytes()),
+            None => Address::new(path),
+        };
         let fate = self.macros.recipient.fate.unwrap_or(Fate::Offered);
         Some(Event::Recipient { address, fate })
     }

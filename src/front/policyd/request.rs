@@ -186,7 +186,7 @@ impl<'a> Request<'a> {
     /// The MAIL that its message began with.
     pub fn mail(&self) -> Event {
         Event::Mail {
-            sender: Address::new(self.sender),
+            sender: Address::unquoted(self.sender),
             size: self.size,
             user: self.client.user.clone(),
             tls: self.client.tls,
@@ -195,7 +195,7 @@ impl<'a> Request<'a> {
 
     /// The RCPT that it is about.
     pub fn recipient(&self) -> Event {
-        Event::Recipient { address: Address::new(self.recipient), fate: Fate::Offered }
+        Event::Recipient { address: Address::unquoted(self.recipient), fate: Fate::Offered }
     }
 }
 

@@ -204,7 +204,7 @@ mod requests {
         let Event::Mail { sender, .. } = Request::parse(text.as_bytes()).unwrap().mail() else {
             panic!()
         };
-        assert_eq!(sender.as_str(), "a=b=c \u{e9}\u{1}@example.net");
+        assert_eq!(sender.as_str(), "\"a=b=c \u{e9}\u{1}\"@example.net");
     }
 
     #[test]

@@ -482,7 +482,7 @@ fn seen_further(message: Key) -> Key {
 }
 
 fn peer(cx: &Context<'_>) -> Peer {
-    let helo = cx.client.helo.as_ref().map_or("", |helo| helo.as_str());
+    let helo = cx.client.helo.as_ref().map(|helo| helo.host_name()).unwrap_or_default();
     Peer { hygiene: hygiene(cx), helo: cx.key("helo", helo.as_bytes()).to_u64() }
 }
 

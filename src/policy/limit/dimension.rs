@@ -76,13 +76,14 @@ impl Dimension {
             Self::Wider(bits) => cx.key_of(wider(cx, bits)),
             Self::Pool => cx.pool_key(),
             Self::Listener => cx.key("listener", cx.listener.as_bytes()),
-            Self::Helo => cx.key("helo", cx.client.helo.as_ref()?.as_str().as_bytes()),
-            Self::User => cx.key("user", cx.client.user.as_ref()?.as_str().as_bytes()),
+            Self::Helo => cx.key("helo", cx.client.helo.as_ref()?.host_name().as_bytes()),
+            Self::User => cx.key("user", cx.client.user.as_ref()?.login().as_bytes()),
             Self::Sender => cx.sender_key()?,
             Self::SenderDomain => cx.key("sender_domain", cx.sender()?.domain().as_bytes()),
             Self::Recipient => cx.recipient_key()?,
             Self::RecipientDomain => {
-                cx.key("recipient_domain", cx.recipient()?.domain().as_bytes())
+                let domain = cx.policy.recipients().domain(cx.recipient()?);
+                cx.key("recipient_domain", domain.as_bytes())
             }
         })
     }

@@ -29,6 +29,7 @@ use crate::meter::record::{Record, Worth};
 use crate::meter::table::{Kept, Size, Table};
 use crate::meter::units::Span;
 use crate::setting::Mode;
+use crate::smtp::address::folded;
 use crate::smtp::event::{Event, Fate, Kind};
 use crate::smtp::template::Template;
 
@@ -305,9 +306,9 @@ impl Limit {
     /// The value of which different ones are counted.
     fn value(&self, cx: &Context<'_>) -> u64 {
         let value = match self.count {
-            Count::DistinctSenders => cx.sender().map(|sender| sender.as_str()),
-            Count::DistinctRecipients => cx.recipient().map(|recipient| recipient.as_str()),
-            _ => cx.client.helo.as_ref().map(|helo| helo.as_str()),
+            Count::DistinctSenders => cx.sender().map(|sender| folded(sender.as_str())),
+            Count::DistinctRecipients => cx.recipient_mailbox(),
+            _ => cx.client.helo.as_ref().map(|helo| helo.host_name()),
         };
         self.values.clone().part(value.unwrap_or_default().as_bytes()).finish().to_u64()
     }

@@ -1,0 +1,109 @@
+//! Names of hosts and domains, in the one form in which they are compared: A-labels in lower case
+//! (RFC 5890, mapped as UTS 46 says), without the dot at the end.
+
+use std::borrow::Cow;
+
+use idna::AsciiDenyList;
+use idna::uts46::{DnsLength, Hyphens, Uts46};
+
+/// The longest name in DNS as text, in bytes (RFC 1035 section 2.3.4). A longer one is no name.
+const LONGEST: usize = 253;
+
+/// The form in which a name is compared. What is no name is only put in lower case; an address
+/// literal too.
+pub fn canonical(name: &str) -> Cow<'_, str> {
+    let name = name.trim_end_matches('.');
+    let ready = |byte: u8| byte.is_ascii() && !byte.is_ascii_uppercase();
+    if name.bytes().all(ready) && !has_a_label(name) {
+        return Cow::Borrowed(name);
+    }
+    let ascii = match name.is_ascii() && !has_a_label(name) {
+        true => Some(Cow::Owned(name.to_ascii_lowercase())),
+        false => to_ascii(name),
+    };
+    ascii.unwrap_or_else(|| Cow::Owned(name.to_ascii_lowercase()))
+}
+
+/// Whether a canonical name is one of the Internet: labels of letters, digits, `-` and `_`, two at
+/// least, the last one no number. A single label may become another name, since MTAs complete it,
+/// and an address without brackets is an address literal to some.
+pub fn is_qualified(name: &str) -> bool {
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let label = |label: &str| !label.is_empty() && label.bytes().all(letter);
+    let numeric = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit());
+    name.len() <= LONGEST
+        && name.rsplit_once('.').is_some_and(|(_, last)| !numeric(last))
+        && name.split('.').all(label)
+        && (!has_a_label(name) || to_ascii(name).is_some())
+}
+
+fn has_a_label(name: &str) -> bool {
+    let begins = |label: &str| {
+        label.get(..4).is_some_and(|beginning| beginning.eq_ignore_ascii_case("xn--"))
+    };
+    name.split('.').any(begins)
+}
+
+/// What UTS 46 makes of it; nothing if it is no name by that.
+fn to_ascii(name: &str) -> Option<Cow<'_, str>> {
+    let deny = AsciiDenyList::EMPTY;
+    let mapped = Uts46::new().to_ascii(name.as_bytes(), deny, Hyphens::Allow, DnsLength::Ignore);
+    let mapped = mapped.ok()?;
+    // A dot of another script may have stood at the end.
+    let trimmed = mapped.trim_end_matches('.').len();
+    let mapped = match mapped {
+        Cow::Borrowed(text) => Cow::Borrowed(&text[..trimmed]),
+        Cow::Owned(text) => Cow::Owned(text[..trimmed].to_owned()),
+    };
+    (mapped.len() <= LONGEST).then_some(mapped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn all_spellings_of_a_name_are_one() {
+        let all = [
+            ("bank.example", &["BANK.Example", "bank.example.", "ｂａｎｋ。example"][..]),
+            (
+                "xn--bcher-kva.example",
+                &[
+                    "bücher.example",
+                    "BÜCHER.example.",
+                    "XN--BCHER-KVA.Example",
+                    "bu\u{308}cher.example",
+                ],
+            ),
+            ("[192.0.2.1]", &["[192.0.2.1]"]),
+            ("[ipv6:2001:db8::1]", &["[IPv6:2001:DB8::1]"]),
+        ];
+        for (name, spellings) in all {
+            for spelling in spellings {
+                assert_eq!(canonical(spelling), name, "{spelling}");
+            }
+            assert_eq!(canonical(name), name);
+        }
+    }
+
+    #[test]
+    fn what_is_no_name_of_the_internet_is_known_as_such() {
+        for name in ["bank.example", "xn--bcher-kva.example", "a_b.example", "1.example"] {
+            assert!(is_qualified(name), "{name}");
+        }
+        let others = ["", "localhost", "a..example", ".example", "a .example", "xn--a.example"];
+        for name in others.into_iter().chain(["192.0.2.1", "[192.0.2.1]"]) {
+            assert!(!is_qualified(&canonical(name)), "{name}");
+        }
+        assert!(!is_qualified(&canonical(&"ü.".repeat(200))));
+    }
+
+    proptest! {
+        #[test]
+        fn the_form_of_a_form_is_itself(name in "(\\PC{0,12}|[a-zA-ZüÜßİ。-]{0,9}|xn--[a-z0-9-]{0,9}|\\.){0,5}") {
+            let once = canonical(&name).into_owned();
+            prop_assert_eq!(canonical(&once), &*once);
+        }
+    }
+}
