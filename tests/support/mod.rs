@@ -10,6 +10,7 @@ pub mod debian;
 pub mod front;
 pub mod milter;
 pub mod mx;
+pub mod oracle;
 pub mod policy;
 pub mod postfix;
 pub mod sendmail;

@@ -76,7 +76,7 @@ enum End {
 
 async fn converse(transport: Transport, house: Arc<House>) {
     let mut connection =
-        Connection { transport, talk: Talk::new(house.clone()), rest: Vec::new(), out: Vec::new() };
+        Connection { talk: Talk::new(house.clone()), transport, rest: Vec::new(), out: Vec::new() };
     let failed = |detail: &dyn std::fmt::Display| house.engine.failed(Failure::Frame, detail);
     match connection.run().await {
         End::Gone => {}
@@ -87,8 +87,9 @@ async fn converse(transport: Transport, house: Arc<House>) {
 }
 
 struct Connection {
-    transport: Transport,
+    /// The first to be dropped: who sees the connection end finds its session given back.
     talk: Talk,
+    transport: Transport,
     /// What came and has not been heard: half a frame, or what waits until answers are written. At
     /// most the longest frame and one read.
     rest: Vec<u8>,
@@ -114,38 +115,31 @@ impl Connection {
                 }
             };
             silent = Duration::ZERO;
-            let mut heard = match heard {
-                Ok(heard) => heard,
-                Err(end) => return end,
-            };
+            let Some(mut heard) = heard else { return End::Gone };
             loop {
                 if let Err(end) = self.write().await {
                     return end;
                 }
                 match heard {
                     Heard::All => break,
+                    Heard::Enough => heard = self.hear(&[]),
                     Heard::TheEnd => return End::Gone,
-                    Heard::Enough => match self.hear(&[]) {
-                        Ok(more) => heard = more,
-                        Err(nonsense) => return End::Nonsense(nonsense),
-                    },
+                    Heard::Nonsense(nonsense) => return End::Nonsense(nonsense),
                 }
             }
         }
     }
 
-    /// Reads what came, and hears it.
-    fn poll_hear(&mut self, cx: &mut Context<'_>) -> Poll<Result<Heard, End>> {
+    /// Reads what came, and hears it; nothing, if the MTA is gone.
+    fn poll_hear(&mut self, cx: &mut Context<'_>) -> Poll<Option<Heard>> {
         let mut room = [MaybeUninit::uninit(); READ];
         let mut came = ReadBuf::uninit(&mut room);
         let read = ready!(Pin::new(&mut self.transport).poll_read(cx, &mut came));
-        Poll::Ready(match read {
-            Ok(()) if !came.filled().is_empty() => self.hear(came.filled()).map_err(End::Nonsense),
-            Ok(()) | Err(_) => Err(End::Gone),
-        })
+        let came = came.filled();
+        Poll::Ready((read.is_ok() && !came.is_empty()).then(|| self.hear(came)))
     }
 
-    fn hear(&mut self, came: &[u8]) -> Result<Heard, Nonsense> {
+    fn hear(&mut self, came: &[u8]) -> Heard {
         if self.rest.is_empty() {
             let mut rest = came;
             let heard = self.talk.hear(&mut rest, &mut self.out);

@@ -26,7 +26,7 @@ pub(super) fn wanted(policy: &Policy, speak: Speak) -> ProtoOpts {
     wanted
 }
 
-/// Macros by the stage in which they are read.
+/// Macros by the stage in which they are read, in the order of the stages' numbers.
 const MACROS: [(MacroStage, &[u8]); 5] = [
     (
         MacroStage::Connect,
@@ -34,10 +34,10 @@ const MACROS: [(MacroStage, &[u8]); 5] = [
     ),
     (MacroStage::Mail, b"{auth_authen} {auth_type} {mail_addr} {tls_version}\0"),
     (MacroStage::Rcpt, b"{rcpt_mailer} {rcpt_host} {rcpt_addr}\0"),
+    (MacroStage::Eom, b"i {msg_size}\0"),
     // Sendmail 8.17 sends the macros of the end of message only to who has asked for some at the
     // end of the header as well: its milter.c tests the wrong flag.
     (MacroStage::Eoh, b"i\0"),
-    (MacroStage::Eom, b"i {msg_size}\0"),
 ];
 
 /// What an MTA offers.

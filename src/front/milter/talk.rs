@@ -52,6 +52,8 @@ pub(super) enum Heard {
     Enough,
     /// The MTA has said that the session is over.
     TheEnd,
+    /// It has sent what makes no sense.
+    Nonsense(Nonsense),
 }
 
 impl Talk {
@@ -71,20 +73,26 @@ impl Talk {
     }
 
     /// Takes whole frames off the front of what came, and appends what they are answered.
-    pub(super) fn hear(&mut self, came: &mut &[u8], out: &mut Vec<u8>) -> Result<Heard, Nonsense> {
+    pub(super) fn hear(&mut self, came: &mut &[u8], out: &mut Vec<u8>) -> Heard {
         while out.len() < MOST_UNSAID {
-            let Some((frame, rest)) = first(came)? else { return Ok(Heard::All) };
-            *came = rest;
-            if self.take(frame, out)? == Heard::TheEnd {
-                return Ok(Heard::TheEnd);
+            let taken = first(came).and_then(|frame| {
+                let Some((frame, rest)) = frame else { return Ok(Some(Heard::All)) };
+                *came = rest;
+                self.take(frame, out)
+            });
+            match taken {
+                Ok(None) => {}
+                Ok(Some(heard)) => return heard,
+                Err(nonsense) => return Heard::Nonsense(nonsense),
             }
         }
-        Ok(Heard::Enough)
+        Heard::Enough
     }
 
-    fn take(&mut self, frame: Frame<'_>, out: &mut Vec<u8>) -> Result<Heard, Nonsense> {
+    /// Takes one frame; says so where it is the last.
+    fn take(&mut self, frame: Frame<'_>, out: &mut Vec<u8>) -> Result<Option<Heard>, Nonsense> {
         if frame.command == CommandKind::Quit {
-            return Ok(Heard::TheEnd);
+            return Ok(Some(Heard::TheEnd));
         }
         if let Some(next) = Stage::of(frame.command) {
             if !self.stage.leads_to(next, self.agreed) {
@@ -94,7 +102,7 @@ impl Talk {
                 }
                 self.stage = Stage::Helo;
                 if !self.stage.leads_to(next, self.agreed) {
-                    return Ok(Heard::All);
+                    return Ok(None);
                 }
             }
             self.stage = next;
@@ -103,7 +111,7 @@ impl Talk {
             return Err(Nonsense::Payload(frame.command));
         }
         self.obey(frame, out)?;
-        Ok(Heard::All)
+        Ok(None)
     }
 
     fn obey(&mut self, frame: Frame<'_>, out: &mut Vec<u8>) -> Result<(), Nonsense> {
