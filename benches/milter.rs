@@ -1,37 +1,43 @@
-//! What a milter session costs: against an empty filter, and in memory.
+//! What a milter session costs: against an empty filter over indymilter, against the least that a
+//! filter can cost, and in memory.
 //!
 //! ```text
-//! cargo bench --bench milter                # both, about a minute and a half
-//! cargo bench --bench milter -- sessions    # rate, latency and processor time
-//! cargo bench --bench milter -- memory      # bytes a held session
+//! cargo bench --bench milter                    # all but the instructions, about two minutes
+//! cargo bench --bench milter -- sessions        # rate, latency and processor time
+//! cargo bench --bench milter -- memory          # bytes a held session
+//! cargo bench --bench milter -- instructions    # of the program itself, by valgrind
 //! ```
 //!
 //! The subjects are processes of their own (this program, run again), the load comes from one
 //! thread here, over a unix socket, in frames as Postfix 3.7 sends them when our steps are
 //! negotiated: the macros of a stage and its command in one write, then a wait for the answer.
-//! A session is the negotiation, connect, HELO, MAIL, RCPT, DATA and end of message, which are
-//! seven round trips, and then ABORT twice and QUIT. Ten thousand clients take turns, all known:
-//! nobody is refused and no line is logged.
+//! A session is the negotiation, connect, HELO, MAIL, RCPT and end of message, which are six round
+//! trips, and then ABORT twice and QUIT. Ten thousand clients take turns, all known: nobody is
+//! refused and no line is logged. All subjects negotiate the same steps and macros.
 //!
-//! - `null`: indymilter with callbacks that all say Continue, the same steps negotiated and the
-//!   same macros asked for, on one single-threaded runtime. What the library costs.
+//! - `null`: indymilter with callbacks that all say Continue, on one single-threaded runtime. What
+//!   the library costs.
+//! - `empty`: `benches/milter/empty.c`, one thread over epoll that knows no session and no rule.
+//!   What the protocol costs; it needs `cc`.
 //! - `postpone-1`, `postpone-2`: the daemon with its default settings and one or two workers.
 //! - `null-pool`, `postpone-pool`: the same on tokio's pool of two threads.
 //!
-//! **Sessions.** `to null` is a subject's rate by that of `null` in the same round: the median of
-//! the rounds, and the quartiles. `cpu` is user and system time of the subject for each session,
-//! and beside it that of `null` by it: the same ratio, as it would be if a single thread had a
-//! core for itself; where the machine has other work to do, this is the one to trust. On two cores
-//! the load takes one, so a subject of two threads cannot show twice the rate; its `cpu` tells
-//! what its threads cost each other.
+//! **Sessions.** `to null` and `to empty` are a subject's rate by that of the other in the same round:
+//! the median of the rounds, and the quartiles. `cpu` is user and system time of the subject for
+//! each session, and beside it by that of `null`; where the machine has other work to do, this is
+//! the one to trust. On two cores the load takes one, so a subject of two threads cannot show twice
+//! the rate; its `cpu` tells what its threads cost each other.
 //!
 //! **Memory.** Sessions that have come as far as MAIL and stay there: resident memory of the
 //! subject before and after, by their number.
+//!
+//! **Instructions.** Those of the program for each session, without the kernel's: a run under
+//! callgrind less a shorter one.
 
 #![allow(clippy::print_stdout, reason = "a benchmark tells its figures to whoever ran it")]
 
 use std::convert::Infallible;
-use std::ffi::CStr;
+use std::ffi::{CStr, OsString};
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -50,7 +56,7 @@ use postpone::front::{listen, milter};
 use postpone::meter::key::Secret;
 use postpone::policy::Memory;
 use postpone::setting::OrNone;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use tokio::net::UnixListener;
 use tokio::runtime;
 
@@ -66,15 +72,17 @@ fn main() -> ExitCode {
         }
         ["sessions"] => sessions(),
         ["memory"] => memory(),
+        ["instructions"] => instructions(),
         ["subject", name, socket] => return subject(name, Path::new(socket)),
-        _ => println!("usage: cargo bench --bench milter [-- sessions | memory]"),
+        _ => println!("usage: cargo bench --bench milter [-- sessions | memory | instructions]"),
     }
     ExitCode::SUCCESS
 }
 
 // --- Sessions -----------------------------------------------------------------------------------
 
-const SUBJECTS: [&str; 5] = ["null", "postpone-1", "null-pool", "postpone-2", "postpone-pool"];
+const SUBJECTS: [&str; 6] =
+    ["null", "empty", "postpone-1", "null-pool", "postpone-2", "postpone-pool"];
 const CONNECTIONS: [usize; 3] = [1, 16, 128];
 /// Many and short, so that what else the machine does falls on all subjects alike.
 const ROUNDS: usize = 18;
@@ -95,6 +103,11 @@ impl Slice {
     fn rate(&self) -> f64 {
         self.latencies.len() as f64 / self.took.as_secs_f64()
     }
+
+    /// Processor time for each session.
+    fn cpu_micros(&self) -> f64 {
+        self.cpu.as_secs_f64() * 1e6 / self.latencies.len() as f64
+    }
 }
 
 fn sessions() {
@@ -111,31 +124,37 @@ fn sessions() {
             }
         }
         println!(
-            "{connections:3} connections       a second    to null         cpu µs  to null  p50 µs  p99 µs"
+            "{connections:3} connections       a second  to null           to empty          cpu µs  \
+             to null           p50 µs  p99 µs"
         );
         for (name, of_subject) in SUBJECTS.iter().zip(&slices) {
-            report(name, of_subject, &slices[0]);
+            report(name, of_subject, &slices[0], &slices[1]);
         }
     }
 }
 
-fn report(name: &str, slices: &[Slice], null: &[Slice]) {
+fn report(name: &str, slices: &[Slice], null: &[Slice], empty: &[Slice]) {
     let rates = sorted(slices.iter().map(Slice::rate));
-    let ratios = sorted(slices.iter().zip(null).map(|(slice, null)| slice.rate() / null.rate()));
     let mut latencies: Vec<_> = slices.iter().flat_map(|slice| &slice.latencies).collect();
     latencies.sort_unstable();
     let latency = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize];
     println!(
-        "  {name:16} {:11.0}    {:4.2} ({:4.2}-{:4.2})  {:6.1}     {:4.2}  {:6}  {:6}",
+        "  {name:16} {:11.0}  {}  {}  {:6.1}  {}  {:6}  {:6}",
         rates[rates.len() / 2],
-        ratios[ratios.len() / 2],
-        ratios[ratios.len() / 4],
-        ratios[ratios.len() * 3 / 4],
+        ratio(slices, null, Slice::rate),
+        ratio(slices, empty, Slice::rate),
         cpu_micros(slices),
-        cpu_micros(null) / cpu_micros(slices),
+        ratio(slices, null, Slice::cpu_micros),
         latency(0.5).as_micros(),
         latency(0.99).as_micros(),
     );
+}
+
+/// One figure by another of the same round: the median, and the quartiles.
+fn ratio(slices: &[Slice], others: &[Slice], figure: impl Fn(&Slice) -> f64) -> String {
+    let ratios = sorted(slices.iter().zip(others).map(|(one, other)| figure(one) / figure(other)));
+    let at = |quarter: usize| ratios[(ratios.len() - 1) * quarter / 4];
+    format!("{:4.2} ({:4.2}-{:4.2})", at(2), at(1), at(3))
 }
 
 /// Processor time for each session.
@@ -158,7 +177,7 @@ fn memory() {
     raise_descriptors();
     let clients: Vec<_> = (0..HELD).map(Frames::of).collect();
     println!("resident bytes a session, {HELD} held after MAIL");
-    for name in ["null", "postpone-1"] {
+    for name in ["null", "empty", "postpone-1"] {
         let mut subject = Subject::start(name);
         // What it remembers of the clients is not the sessions' cost.
         subject.meet(&clients);
@@ -176,6 +195,24 @@ fn memory() {
     }
 }
 
+// --- Instructions -------------------------------------------------------------------------------
+
+/// Sessions of the shorter run; the longer one has twice as many. Both meet all clients before.
+const COUNTED: usize = 5_000;
+
+fn instructions() {
+    let clients: Vec<_> = (0..COUNTED).map(Frames::of).collect();
+    println!("instructions a session, of {COUNTED}");
+    for name in ["null", "empty", "postpone-1"] {
+        let [short, long] = [1, 2].map(|times| {
+            let mut subject = Subject::start_under(Some("valgrind"), name);
+            (0..1 + times).for_each(|_| subject.meet(&clients));
+            subject.instructions()
+        });
+        println!("  {name:16} {:8}", (long - short) / COUNTED as u64);
+    }
+}
+
 /// Every session needs a descriptor on both sides.
 fn raise_descriptors() {
     let most = getrlimit(Resource::Nofile).maximum;
@@ -187,14 +224,14 @@ fn raise_descriptors() {
 
 /// What Postfix sends in a session of one client, a piece for each round trip and one for the end.
 struct Frames {
-    steps: [Vec<u8>; 7],
+    steps: [Vec<u8>; 6],
     end: Vec<u8>,
 }
 
 impl Frames {
     fn of(client: usize) -> Self {
-        // 198.18.0.0/15 is there for benchmarks (RFC 2544).
-        let address = format!("198.18.{}.{}", client / 256, client % 256);
+        // Each in a neighbourhood of its own, or behaviour would tell of many new hosts in one.
+        let address = format!("10.{}.{}.7", client / 256, client % 256);
         // A mail system of its own; without digits, since they could be those of the address.
         let letters = (0..4).map(|place| char::from(b'a' + (client >> (4 * place) & 15) as u8));
         let name = format!("mx.{}.example", letters.collect::<String>());
@@ -251,7 +288,6 @@ impl Frames {
                 ],
                 &[b"<", recipient.as_bytes(), b">\0"],
             ),
-            step(b'T', &["i", &id], &[]),
             step(b'E', &["i", &id], &[]),
         ];
         let mut end = Vec::new();
@@ -267,6 +303,9 @@ fn frame(to: &mut Vec<u8>, command: u8, payload: &[u8]) {
     to.push(command);
     to.extend_from_slice(payload);
 }
+
+/// What our defaults ask for: no DATA, headers, body and unknown commands, but refused recipients.
+const STEPS: u32 = 0xb70;
 
 /// A session under way: always one step asked and not yet answered.
 struct Session<'a> {
@@ -314,8 +353,12 @@ impl<'a> Session<'a> {
                 break;
             }
         }
-        let expected = if self.asked == 0 { b'O' } else { b'c' };
-        assert_eq!(answer[4], expected, "every step passes");
+        if self.asked == 0 {
+            assert_eq!(answer[4], b'O', "the negotiation is answered");
+            assert_eq!(answer[13..17], STEPS.to_be_bytes(), "all negotiate the same steps");
+        } else {
+            assert_eq!(answer[4], b'c', "every step passes");
+        }
     }
 }
 
@@ -330,15 +373,28 @@ struct Subject {
 
 impl Subject {
     fn start(name: &str) -> Self {
+        Self::start_under(None, name)
+    }
+
+    fn start_under(valgrind: Option<&str>, name: &str) -> Self {
         let file = format!("postpone-bench-{}-{name}", std::process::id());
         let socket = std::env::temp_dir().join(file);
-        let child = Command::new(std::env::current_exe().expect("this program has a file"))
-            .args(["subject", name])
-            .arg(&socket)
+        let mut words = vec![std::env::current_exe().expect("this program has a file").into()];
+        words.extend(["subject".into(), name.into(), socket.clone().into_os_string()]);
+        if name == "empty" {
+            words = vec![compiled(), socket.clone().into_os_string()];
+        }
+        if let Some(valgrind) = valgrind {
+            let out = format!("--callgrind-out-file={}", callgrind_out(&socket).display());
+            let before = [valgrind.into(), "--tool=callgrind".into(), out.into()];
+            words.splice(0..0, before);
+        }
+        let child = Command::new(&words[0])
+            .args(&words[1..])
             .stdin(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
-            .expect("this program can be run again");
+            .unwrap_or_else(|error| panic!("{}: {error}", words[0].display()));
         let mut subject = Self { child, socket, next_client: 0 };
         while UnixStream::connect(&subject.socket).is_err() {
             let ended = subject.child.try_wait().expect("it is our child");
@@ -346,6 +402,18 @@ impl Subject {
             std::thread::yield_now();
         }
         subject
+    }
+
+    /// What valgrind has counted, once the subject has ended.
+    fn instructions(&mut self) -> u64 {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, Signal::TERM).expect("it is our child");
+        self.child.wait().expect("it is our child");
+        let out = callgrind_out(&self.socket);
+        let text = fs::read_to_string(&out).expect("valgrind writes it at the end");
+        let _ = fs::remove_file(out);
+        let total = text.lines().find_map(|line| line.strip_prefix("summary: "));
+        total.and_then(|total| total.trim().parse().ok()).expect("a line of it is `summary: 1234`")
     }
 
     /// One session with each client, so that none is a stranger any more.
@@ -381,13 +449,16 @@ impl Subject {
         Session::begin(&self.socket, &clients[self.next_client])
     }
 
-    /// User and system time so far (proc(5): the 14th and 15th number, in hundredths of a second).
+    /// User and system time of its threads so far: the first number of each `schedstat`, in
+    /// nanoseconds.
     fn cpu(&self) -> Duration {
-        let stat = self.proc("stat");
-        let (_, after_name) = stat.rsplit_once(')').expect("a name in parentheses");
-        let numbers = after_name.split_ascii_whitespace().skip(11).take(2);
-        let ticks: u64 = numbers.filter_map(|number| number.parse::<u64>().ok()).sum();
-        Duration::from_millis(ticks * 10)
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id()));
+        let tasks = tasks.expect("Linux has it as long as the child runs");
+        let spent = tasks.filter_map(|task| {
+            let stat = fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+            stat.split_ascii_whitespace().next()?.parse::<u64>().ok()
+        });
+        Duration::from_nanos(spent.sum())
     }
 
     fn resident_bytes(&self) -> u64 {
@@ -401,6 +472,19 @@ impl Subject {
         let path = format!("/proc/{}/{file}", self.child.id());
         fs::read_to_string(path).expect("Linux has it as long as the child runs")
     }
+}
+
+fn callgrind_out(socket: &Path) -> PathBuf {
+    socket.with_extension("callgrind")
+}
+
+/// The empty filter, compiled.
+fn compiled() -> OsString {
+    let program = std::env::temp_dir().join(format!("postpone-bench-{}-cc", std::process::id()));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/milter/empty.c");
+    let compiled = Command::new("cc").arg("-O2").arg("-o").arg(&program).arg(source).status();
+    assert!(compiled.expect("the empty filter needs cc").success());
+    program.into_os_string()
 }
 
 impl Drop for Subject {
@@ -504,7 +588,7 @@ fn null() -> Callbacks<()> {
     Callbacks::new()
         .on_negotiate(|cx, _, _| {
             cx.requested_actions = Actions::empty();
-            cx.requested_opts = ProtoOpts::from_bits_truncate(0x970);
+            cx.requested_opts = ProtoOpts::from_bits_truncate(STEPS);
             cx.requested_macros = MACROS.map(|(stage, names)| (stage, names.to_owned())).into();
             Box::pin(async { Status::Continue })
         })

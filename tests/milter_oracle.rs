@@ -150,8 +150,8 @@ impl Filter {
     /// Says this piece by piece, each read before the next comes, and then nothing more. All that
     /// is answered until the other hangs up.
     fn answers(&mut self, Session { bytes, torn }: &Session) -> Vec<u8> {
-        let mut stream = UnixStream::connect(&self.path).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut stream = UnixStream::connect(&self.path).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a socket takes it");
         let mut begin = 0;
         for end in torn.iter().copied().chain([bytes.len()]) {
             // It may have hung up.
@@ -215,7 +215,7 @@ fn hold(policy: &str, wanted: u32) {
     let sessions = prop::collection::vec(any_session(), 1..5);
     let mut runner =
         TestRunner::new(Config { cases: CASES, failure_persistence: None, ..Config::default() });
-    runner.run(&sessions, |sessions| agree(policy, wanted, &sessions)).unwrap();
+    runner.run(&sessions, |sessions| agree(policy, wanted, &sessions)).expect("both agree");
 }
 
 #[test]

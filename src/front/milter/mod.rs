@@ -75,8 +75,12 @@ enum End {
 }
 
 async fn converse(transport: Transport, house: Arc<House>) {
-    let mut connection =
-        Connection { talk: Talk::new(house.clone()), transport, rest: Vec::new(), out: Vec::new() };
+    let mut connection = Connection {
+        talk: Talk::new(house.clone()),
+        transport,
+        rest: Vec::new(),
+        out: Vec::with_capacity(KEPT),
+    };
     let failed = |detail: &dyn std::fmt::Display| house.engine.failed(Failure::Frame, detail);
     match connection.run().await {
         End::Gone => {}
