@@ -61,9 +61,9 @@ fn main() -> ExitCode {
             let place = ctl::Place { socket: cli.socket.as_deref(), file: readable(&file, named) };
             ask(&place, &request, form)
         }
-        Command::Explain { what, detailed } => {
+        Command::Explain { what, name, sender, detailed } => {
             let place = ctl::Place { socket: cli.socket.as_deref(), file: readable(&file, named) };
-            ask(&place, &Request::Explain { what }, detailed.form())
+            ask(&place, &Request::Explain { what, name, sender }, detailed.form())
         }
         Command::Setup(Setup::Postfix { apply, undo, postfix }) => {
             let wanted = match (apply, undo) {

@@ -140,13 +140,74 @@ fn a_decision_is_explained_by_the_id_in_its_reply() {
 
     let (code, text) = asked(&daemon, &[&format!("id={}", id_of(&reply).to_uppercase())]);
     assert_eq!(code, Some(0), "{text}");
-    assert!(text.starts_with("decision      ") && text.contains("\nreply         421 4.7.0 "));
+    assert!(text.starts_with("answer        192.0.2.7 may send the next message in "), "{text}");
+    assert!(text.contains("\ndecision      ") && text.contains("\nreply         421 4.7.0 "));
     for unknown in ["0123456789a", "nonsense"] {
         let (code, said) = asked(&daemon, &[unknown]);
         assert_eq!(code, Some(VALUE), "{said}");
         assert!(said.contains("nor among the last 4096 decisions"), "{said}");
     }
     assert_eq!(asked(&daemon, &[]).0, Some(USAGE));
+}
+
+#[test]
+fn the_answer_comes_first_and_what_says_nothing_is_left_out() {
+    let daemon = Daemon::start(ACTS);
+    let (_, text) = asked(&daemon, &[BOT]);
+    assert!(text.starts_with("answer        192.0.2.7 may send now\n"), "{text}");
+    assert!(text.contains("client        192.0.2.7, its name is not known here: --name says it\n"));
+    assert!(text.contains("limits        velocity, of-one-sender: have counted nothing"), "{text}");
+    harvest(&daemon).expect("it is put off in the end");
+    let (_, text) = asked(&daemon, &[BOT]);
+    assert!(text.starts_with("answer        192.0.2.7 may send the next message in "), "{text}");
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("because its behaviour is "), "{text}");
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    assert!(!text.contains(" +0.0:"), "{text}");
+    let (_, all) = asked(&daemon, &[BOT, "--all"]);
+    assert!(all.contains(" +0.0:") && all.lines().count() > text.lines().count(), "{all}");
+    daemon.told(&["maintenance", "on"]);
+    let (_, text) = asked(&daemon, &[BOT]);
+    assert!(text.contains("may begin a session in 1 h, because of maintenance"), "{text}");
+    daemon.told(&["bypass", "on"]);
+    let (_, text) = asked(&daemon, &[BOT]);
+    assert!(text.contains("may send now: everything passes until "), "{text}");
+}
+
+#[test]
+fn a_limit_is_the_answer_when_it_makes_the_client_wait() {
+    let limit = "[[limit]]\nname = \"of-one-sender\"\ncount = \"messages\"\n\
+                 per = [\"network\", \"sender\"]\nquota = \"1/1h\"\n[behaviour]\nmode = \"off\"\n";
+    let daemon = Daemon::start(limit);
+    let mut mta = Mta::with_client(&daemon.endpoint, BOT);
+    for step in [mail("anna@example.net"), rcpt("b@example.org"), data(), end_of_message()] {
+        mta.ask(&step);
+    }
+    assert!(mta.ask(&mail("anna@example.net")).starts_with("421 "));
+    let (_, text) = asked(&daemon, &[BOT]);
+    assert!(text.starts_with("answer        192.0.2.7 may send now\n"), "no sender said: {text}");
+    let (_, text) = asked(&daemon, &[BOT, "--sender", "anna@example.net"]);
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("in 1 h, because limit of-one-sender has counted 1 of 1/1h"), "{text}");
+
+    // The sender alone, in any words, and its domain.
+    for sender in ["anna@example.net", "<anna@EXAMPLE.net>", "example.net", "@example.net"] {
+        let (code, text) = asked(&daemon, &["--sender", sender]);
+        assert_eq!(code, Some(0), "{text}");
+        assert!(text.starts_with("answer        ") && text.contains(": refused "), "{text}");
+        assert!(text.contains("from 192.0.2.7") && text.contains("of-one-sender"), "{text}");
+    }
+    let (code, text) = asked(&daemon, &["--sender", "bert@example.net"]);
+    assert!(code == Some(0) && text.contains("is not among the decisions"), "{text}");
+}
+
+#[test]
+fn a_name_that_nobody_has_told_can_be_said() {
+    let daemon = Daemon::start(ACTS);
+    let (_, text) = asked(&daemon, &[BOT, "--name", "mx1.example.net", "--json"]);
+    let told: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(told["client"]["name"], "mx1.example.net");
+    assert!(told["client"]["pool"].as_str().unwrap().contains("example.net"), "{told}");
 }
 
 #[test]
@@ -241,7 +302,11 @@ fn a_new_database_only_watches_and_an_old_one_acts() {
     let identity = state.path().join("identity");
     let text = fs::read_to_string(&identity).unwrap();
     let begun = text.lines().find(|line| line.starts_with("begun 20")).expect("when it was begun");
-    fs::write(&identity, text.replace(begun, "begun 2026-01-01T00:00:00Z")).unwrap();
+    // As an earlier version has written it: without a checksum.
+    let older = text.replace(begun, "begun 2026-01-01T00:00:00Z");
+    let unchecked = older.lines().filter(|line| !line.starts_with("check "));
+    let older: String = unchecked.flat_map(|line| [line, "\n"]).collect();
+    fs::write(&identity, older).unwrap();
     let daemon = Daemon::start(&policy);
     assert_eq!(status(&daemon)["learning_until"], Value::Null);
     assert!(harvest(&daemon).is_some(), "what was learned holds");

@@ -26,15 +26,47 @@ use crate::smtp::event::{Event, Fate};
 use crate::smtp::transaction::Transaction;
 
 impl Engine {
-    /// Everything that is known of a client by its address. Its name is the one that the last
-    /// decision about it has told.
-    pub fn explain(&self, address: IpAddr) -> Explained {
-        let now = self.clock.now();
-        let policy = self.policy.load();
-        let visitor = self.visitor(&policy, self.client(address), "".into());
-        let event = Event::Connect;
-        let cx = visitor.context(&policy, now, &event, None);
-        policy.explain(&cx, &cx)
+    /// Everything that is known of a client by its address, and of one of its senders if it is said.
+    /// Its name is the one that is said, else the one that the last decision about it has told.
+    pub fn explain(&self, address: IpAddr, name: Option<&str>, sender: Option<&str>) -> Explained {
+        let client = match name {
+            Some(name) => Client::new(address).named(name),
+            None => self.client(address),
+        };
+        self.explained(client, "".into(), sender, None)
+    }
+
+    /// The last decisions about this sender, or about those of this domain: the newest first, as
+    /// many as are asked for.
+    pub fn decisions_about(&self, sender: &str, most: usize) -> Vec<Recalled> {
+        let recalled = |decided: Decided| {
+            let id = Id(decided.id).to_string();
+            decided.recalled(id)
+        };
+        self.recent.about(&address_or_domain(sender), most).into_iter().map(recalled).collect()
+    }
+
+    fn explained(
+        &self,
+        client: Client,
+        listener: Arc<str>,
+        sender: Option<&str>,
+        recipient: Option<&str>,
+    ) -> Explained {
+        let (now, policy) = (self.clock.now(), self.policy.load());
+        let visitor = self.visitor(&policy, client, listener);
+        let transaction = sender.map(|sender| Transaction::new(address(sender), None));
+        let begins = Event::Connect;
+        let alone = visitor.context(&policy, now, &begins, None);
+        // So that neither is asked for with an envelope, which would count as a sighting.
+        let _ = (alone.seen(), alone.standing());
+        let event = match recipient {
+            Some(recipient) => {
+                Event::Recipient { address: address(recipient), fate: Fate::Offered }
+            }
+            None => Event::Connect,
+        };
+        policy.explain(&alone, &visitor.context(&policy, now, &event, transaction.as_ref()))
     }
 
     /// The decision of this id as it was told, and everything that is known of its client now;
@@ -42,21 +74,9 @@ impl Engine {
     pub fn explain_decision(&self, id: &str) -> Option<(Recalled, Explained)> {
         let id = Id::parse(id)?;
         let decided = self.recent.find(id.0)?;
-        let (now, policy) = (self.clock.now(), self.policy.load());
-        let visitor = self.visitor(&policy, decided.client(), decided.listener.clone());
-        let transaction = decided.sender.as_deref().map(|s| Transaction::new(address(s), None));
-        let begins = Event::Connect;
-        let alone = visitor.context(&policy, now, &begins, None);
-        // So that neither is asked for with an envelope, which would count as a sighting.
-        let _ = (alone.seen(), alone.standing());
-        let event = match &decided.recipient {
-            Some(recipient) => {
-                Event::Recipient { address: address(recipient), fate: Fate::Offered }
-            }
-            None => Event::Connect,
-        };
-        let all = visitor.context(&policy, now, &event, transaction.as_ref());
-        let explained = policy.explain(&alone, &all);
+        let (sender, recipient) = (decided.sender.as_deref(), decided.recipient.as_deref());
+        let listener = decided.listener.clone();
+        let explained = self.explained(decided.client(), listener, sender, recipient);
         Some((decided.recalled(id.to_string()), explained))
     }
 
@@ -138,6 +158,15 @@ impl Decided {
         let text = |text: &Option<Box<str>>| text.as_ref().map(|t| ClientText::new(t.as_bytes()));
         (client.helo, client.user) = (text(&self.helo), text(&self.user));
         client
+    }
+}
+
+/// `<>` for the null sender, `name@domain` in the words of decisions, or a domain.
+fn address_or_domain(text: &str) -> String {
+    match text.contains('@') && !text.starts_with('@') {
+        true => address(text).as_str().to_owned(),
+        false if text == "<>" => String::new(),
+        false => format!("@{}", text.trim_start_matches('@').to_ascii_lowercase()),
     }
 }
 

@@ -110,6 +110,18 @@ impl Recent {
         self.lock().iter().rev().find(|decided| decided.id == id).cloned()
     }
 
+    /// The last decisions about a sender, or about those of a domain, `@example.org`: the newest
+    /// first.
+    pub(super) fn about(&self, sender: &str, most: usize) -> Vec<Decided> {
+        let is_about = |of: &str| match sender.starts_with('@') {
+            true => of.ends_with(sender),
+            false => of == sender,
+        };
+        let recent = self.lock();
+        let all = recent.iter().rev().filter(|it| it.sender.as_deref().is_some_and(is_about));
+        all.take(most).cloned().collect()
+    }
+
     /// Whom each rule has refused most since then, or would have, by its name.
     pub(super) fn most(&self, since: Time) -> HashMap<Arc<str>, Most> {
         let mut times: HashMap<(&str, IpAddr), (u64, &Decided)> = HashMap::new();

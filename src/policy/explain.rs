@@ -124,8 +124,12 @@ pub struct Greylisted {
     pub pending: u32,
     /// How many may.
     pub max_pending: u32,
+    /// How long a first contact waits, in seconds.
+    pub delay_secs: u64,
     /// What is known of the sender and recipient of the decision that was asked about.
     pub triplet: Option<String>,
+    /// When these may come back, if they must.
+    pub ready: Option<Time>,
 }
 
 /// What exempts a client, or would.

@@ -104,8 +104,16 @@ pub enum Command {
     /// found as `ctl` finds it.
     Explain {
         /// The client's address, or the id that a reply or a log line has told.
-        #[arg(value_name = "CLIENT|ID")]
-        what: String,
+        #[arg(value_name = "CLIENT|ID", required_unless_present = "sender")]
+        what: Option<String>,
+        /// The client's name, as the MTA would confirm it; unless said, the one that the last
+        /// decision about it has told.
+        #[arg(long, value_name = "NAME", requires = "what")]
+        name: Option<String>,
+        /// A sender of this client; without a client, the last decisions about this sender, or about
+        /// those of this domain.
+        #[arg(long, value_name = "SENDER")]
+        sender: Option<String>,
         #[command(flatten)]
         detailed: Detailed,
     },

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::dial::dial;
-use super::explain::explained;
+use super::explain::{explained, of_sender};
 use super::lines::ending;
 pub use super::status::Detail;
 use super::status::{status, time_and_rest};
@@ -171,7 +171,10 @@ fn tell(answer: Answer, form: Form, out: &mut dyn Write, err: &mut dyn Write) ->
     };
     match (form, answer) {
         (Form::Json, answer) => writeln!(out, "{}", bare(&answer)?)?,
-        (Form::Text(_), Answer::Explained(told)) => write!(out, "{}", explained(&told))?,
+        (Form::Text(detail), Answer::Explained(told)) => {
+            write!(out, "{}", explained(&told, detail))?;
+        }
+        (Form::Text(_), Answer::Sender(told)) => write!(out, "{}", of_sender(&told))?,
         (Form::Text(_), Answer::Forgotten(told)) => tell_forgotten(&told, out, err)?,
         (Form::Text(_), Answer::Allowed(told)) => tell_allowed(&told, out, err)?,
         (Form::Text(detail), Answer::Status(told)) => {

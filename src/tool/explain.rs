@@ -1,70 +1,166 @@
-//! What an explanation looks like to people.
+//! What an explanation looks like to people: the answer first, then what it rests on.
 
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
+use super::lines::{ago, number, row, span};
+use super::status::Detail;
 use crate::clock::Time;
 use crate::engine::recent::Recalled;
-use crate::front::control::protocol::Told;
+use crate::front::control::protocol::{OfSender, Told};
 use crate::front::control::status::whole;
 use crate::policy::explain::{Accessed, Behaved, Explained, Greylisted, Limited, Paced};
 use crate::setting::Mode;
 
 /// An explanation in lines.
-pub(super) fn explained(told: &Told) -> impl Display {
-    Text(told)
+pub(super) fn explained(told: &Told, detail: Detail) -> impl Display {
+    Text(told, detail)
 }
 
-struct Text<'a>(&'a Told);
+/// The last decisions about a sender in lines.
+pub(super) fn of_sender(told: &OfSender) -> impl Display {
+    Sender(told)
+}
 
-/// Names stand in a column of this width.
-const WIDTH: usize = 14;
+struct Text<'a>(&'a Told, Detail);
 
 impl Display for Text<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Told { now, decision: asked, client } = self.0;
-        if let Some(asked) = asked {
-            decision(f, asked)?;
+        let Self(told, detail) = *self;
+        let (now, client) = (told.now, &told.client);
+        row(f, "answer", &answer(told))?;
+        if let Some(asked) = &told.decision {
+            decision(f, asked, now)?;
             writeln!(f)?;
-            writeln!(f, "{:WIDTH$}{}", "now", whole(*now))?;
+            row(f, "now", &whole(now))?;
         }
         let Explained { name, network, pool, standing, .. } = client;
-        let name = name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
-        writeln!(f, "{:WIDTH$}{}{name}", "client", client.client)?;
-        writeln!(f, "{:WIDTH$}{network}, of the mail system {pool}", "counts under")?;
-        writeln!(f, "{:WIDTH$}{}", "standing", standing.name())?;
+        let name = name.as_ref().map_or_else(
+            || ", its name is not known here: --name says it".to_owned(),
+            |name| format!(" ({name})"),
+        );
+        row(f, "client", &format!("{}{name}", client.client))?;
+        row(f, "counts under", &format!("{network}, of the mail system {pool}"))?;
+        row(f, "standing", standing.name())?;
         match &client.behaviour {
-            Some(behaved) => behaviour(f, behaved, *now)?,
-            None => writeln!(f, "{:WIDTH$}off", "behaviour")?,
+            Some(behaved) => behaviour(f, behaved, now, detail)?,
+            None => row(f, "behaviour", "off")?,
         }
-        client.limits.iter().try_for_each(|l| limit(f, l, *now))?;
+        limits(f, &client.limits, now, detail)?;
         match &client.greylist {
-            Some(told) => greylist(f, told, *now)?,
-            None => writeln!(f, "{:WIDTH$}off", "greylist")?,
+            Some(told) => greylist(f, told, now)?,
+            None => row(f, "greylist", "off")?,
         }
-        access(f, &client.access, &client.client.to_string(), *now)
+        access(f, &client.access, &client.client.to_string(), now)
     }
+}
+
+/// Whether it may send, when, and why not before.
+fn answer(told: &Told) -> String {
+    let Told { now, client: told_of, .. } = told;
+    let (client, access) = (told_of.client, &told_of.access);
+    if let Some(until) = told.bypass {
+        return format!("{client} may send now: everything passes until {}", whole(until));
+    }
+    if let Some(until) = told.maintenance {
+        let rest = span(until.since(*now));
+        return format!("{client} may begin a session in {rest}, because of maintenance");
+    }
+    if access.allowed_until.is_some() || access.allowed.is_some() {
+        return format!(
+            "{client} may send now: it is exempt, except from limits of the whole host"
+        );
+    }
+    if let Some(entry) = &access.denied {
+        return format!("{client} may not send, because it stands on the denylist ({entry})");
+    }
+    if let Some((next, why)) = waits(told_of, *now) {
+        let rest = span(next.since(*now));
+        return format!("{client} may send the next message in {rest}, because {why}");
+    }
+    let full = told_of.limits.iter().find(|limit| is_full(limit));
+    if let Some(limit) = full {
+        let value = limit.value.as_deref().unwrap_or_default();
+        return format!(
+            "{client} may begin another session when one ends, because limit {} counts {value}, and \
+             allows {}",
+            limit.name, limit.threshold
+        );
+    }
+    let load = match told.admitted {
+        share if share < 1.0 => format!(
+            ", if load lets it in: of new sessions of such clients, {:.0}% are",
+            share * 100.0
+        ),
+        _ => String::new(),
+    };
+    let first = told_of.greylist.as_ref().filter(|greylist| waits_at_first(greylist)).map(|it| {
+        let delay = span(Duration::from_secs(it.delay_secs));
+        format!("; a first contact of its sender and recipient waits {delay}")
+    });
+    format!("{client} may send now{load}{}", first.unwrap_or_default())
+}
+
+/// The rule that makes it wait longest, and until when.
+fn waits(client: &Explained, now: Time) -> Option<(Time, String)> {
+    let limits = client.limits.iter().filter(|limit| acts(limit)).filter_map(|limit| {
+        let value = limit.value.as_deref().unwrap_or("0");
+        let why = match limit.offences {
+            0 => format!("limit {} has counted {value} of {}", limit.name, limit.threshold),
+            offences => format!("limit {} remembers {offences} offences", limit.name),
+        };
+        Some((limit.next?, why))
+    });
+    let behaved = client.behaviour.as_ref().filter(|behaved| behaved.mode == Mode::Enforce);
+    let pace = behaved.and_then(|behaved| {
+        let rate = behaved.pace.per_hour?;
+        let why = format!(
+            "its behaviour is {} (score {:.1}): it may send {rate:.0} messages an hour",
+            behaved.stage, behaved.score
+        );
+        Some((behaved.pace.next, why))
+    });
+    let greylist = client.greylist.as_ref().filter(|greylist| waits_at_first(greylist));
+    let triplet = greylist.and_then(|greylist| {
+        Some((greylist.ready?, "its sender and recipient are a first contact (greylist)".into()))
+    });
+    let all = limits.chain(pace).chain(triplet);
+    all.filter(|(next, _)| *next > now).max_by_key(|(next, _)| *next)
+}
+
+fn acts(limit: &Limited) -> bool {
+    limit.mode == Mode::Enforce && limit.applies && limit.needs.is_empty()
+}
+
+fn waits_at_first(greylist: &Greylisted) -> bool {
+    greylist.mode == Mode::Enforce && greylist.applies
+}
+
+/// Of sessions at once, which have no time.
+fn is_full(limit: &Limited) -> bool {
+    let of = |text: &str| text.split(' ').next().and_then(|number| number.parse::<u64>().ok());
+    let open = limit.value.as_deref().and_then(of);
+    limit.count == "sessions" && acts(limit) && open.is_some() && open >= of(&limit.threshold)
 }
 
 /// A moment, and how far off it is.
 fn at(time: Time, now: Time) -> String {
-    let rest = Duration::from_secs(time.since(now).as_nanos().div_ceil(1_000_000_000) as u64);
-    match rest.is_zero() {
-        true => whole(time),
-        false => format!("{} (in {})", whole(time), humantime::format_duration(rest)),
+    match time.since(now) {
+        Duration::ZERO => whole(time),
+        rest => format!("{} (in {})", whole(time), span(rest)),
     }
 }
 
-fn decision(f: &mut Formatter<'_>, told: &Recalled) -> fmt::Result {
+fn decision(f: &mut Formatter<'_>, told: &Recalled, now: Time) -> fmt::Result {
     let Recalled { id, at, event, action, reason, value, threshold, wait_ms, .. } = told;
     let would = if told.mode == Mode::Shadow { "would have been (shadow): " } else { "" };
-    writeln!(f, "{:WIDTH$}{id}, {would}{action} at {event}, {}", "decision", whole(*at))?;
+    let when = format!("{} ({})", whole(*at), ago(*at, now));
+    row(f, "decision", &format!("{id}, {would}{action} at {event}, {when}"))?;
     let limit = told.limit.as_ref().map(|limit| format!(", limit {limit}")).unwrap_or_default();
-    writeln!(f, "{:WIDTH$}{reason}{limit}: {value}, threshold {threshold}", "reason")?;
-    let wait = humantime::format_duration(Duration::from_millis(*wait_ms));
-    writeln!(f, "{:WIDTH$}{wait}", "wait")?;
+    row(f, "reason", &format!("{reason}{limit}: {value}, threshold {threshold}"))?;
+    row(f, "wait", &span(Duration::from_millis(*wait_ms)))?;
     let name = told.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
-    writeln!(f, "{:WIDTH$}{}{name} by {}", "from", told.client, told.listener)?;
+    row(f, "from", &format!("{}{name} by {}", told.client, told.listener))?;
     let texts = [
         ("helo", &told.helo),
         ("user", &told.user),
@@ -74,76 +170,82 @@ fn decision(f: &mut Formatter<'_>, told: &Recalled) -> fmt::Result {
     ];
     for (name, text) in texts {
         if let Some(text) = text {
-            let text = if text.is_empty() { "<>" } else { text };
-            writeln!(f, "{name:WIDTH$}{}", text.replace(char::is_control, "\u{fffd}"))?;
+            row(f, name, if text.is_empty() { "<>" } else { text })?;
         }
     }
     Ok(())
 }
 
-fn behaviour(f: &mut Formatter<'_>, told: &Behaved, now: Time) -> fmt::Result {
+fn behaviour(f: &mut Formatter<'_>, told: &Behaved, now: Time, detail: Detail) -> fmt::Result {
     let [suspect, abnormal, extreme] = told.from;
-    writeln!(
-        f,
-        "{:WIDTH$}{:.1}, {} (suspect from {suspect}, abnormal from {abnormal}, extreme from \
-         {extreme})",
-        "score", told.score, told.stage
-    )?;
+    let from = format!("suspect from {suspect}, abnormal from {abnormal}, extreme from {extreme}");
+    row(f, "score", &format!("{:.1}, {} ({from})", told.score, told.stage))?;
     match (told.learning_until, told.mode) {
-        (Some(until), _) => {
-            writeln!(f, "{:WIDTH$}only watches until {}", "behaviour", at(until, now))?;
-        }
-        (None, Mode::Shadow) => writeln!(f, "{:WIDTH$}only watches (shadow)", "behaviour")?,
+        (Some(until), _) => row(f, "behaviour", &format!("only watches until {}", at(until, now)))?,
+        (None, Mode::Shadow) => row(f, "behaviour", "only watches (shadow)")?,
         (None, _) => {}
     }
     match (told.first, told.last) {
         (Some(first), Some(last)) => {
-            writeln!(f, "{:WIDTH$}first {}, last {}", "seen", whole(first), whole(last))?;
+            let last = format!("{} ({})", whole(last), ago(last, now));
+            row(f, "seen", &format!("first {}, last {last}", whole(first)))?;
         }
-        _ => writeln!(f, "{:WIDTH$}nothing is remembered of it", "seen")?,
+        _ => row(f, "seen", "nothing is remembered of it")?,
     }
-    if told.known {
-        for term in &told.terms {
-            writeln!(f, "{:WIDTH$}{} {:+.1}: {}", "term", term.term, term.adds, term.inputs)?;
-        }
+    let speaks = |adds: f64| adds.abs() >= 0.05 || detail == Detail::All;
+    for term in told.terms.iter().filter(|term| told.known && speaks(term.adds)) {
+        row(f, "term", &format!("{} {:+.1}: {}", term.term, term.adds, term.inputs))?;
     }
     let Paced { per_hour, next, shared, .. } = &told.pace;
-    match per_hour {
-        None => writeln!(f, "{:WIDTH$}as fast as it likes", "pace"),
-        Some(per_hour) => {
-            let shared = if *shared { ", shared by all new hosts of its network" } else { "" };
-            let next = if *next <= now { "now".to_owned() } else { at(*next, now) };
-            writeln!(
-                f,
-                "{:WIDTH$}{per_hour:.0} messages an hour{shared}; the next one may come {next}",
-                "pace"
-            )
-        }
+    let Some(per_hour) = per_hour else { return row(f, "pace", "as fast as it likes") };
+    let shared = if *shared { ", shared by all new hosts of its network" } else { "" };
+    let next = if *next <= now { "now".to_owned() } else { at(*next, now) };
+    row(f, "pace", &format!("{per_hour:.0} messages an hour{shared}; the next one may come {next}"))
+}
+
+/// Those that have counted something; the rest on request.
+fn limits(f: &mut Formatter<'_>, all: &[Limited], now: Time, detail: Detail) -> fmt::Result {
+    let counts = |limit: &Limited| {
+        let used = limit.value.as_deref().is_some_and(|value| !value.starts_with('0'));
+        limit.applies && (used || limit.next.is_some() || limit.offences > 0)
+    };
+    let shown = |limit: &&Limited| detail == Detail::All || counts(limit);
+    all.iter().filter(shown).try_for_each(|shown| limit(f, shown, now))?;
+    let quiet: Vec<_> = all.iter().filter(|limit| !shown(limit)).collect();
+    if quiet.is_empty() {
+        return Ok(());
     }
+    let unknown = quiet.iter().any(|limit| !limit.needs.is_empty());
+    let unknown = if unknown { ", or need to know more (--sender)" } else { "" };
+    let names: Vec<_> = quiet.iter().map(|limit| &*limit.name).collect();
+    let names = names.join(", ");
+    row(f, "limits", &format!("{names}: have counted nothing{unknown}; --all shows them"))
 }
 
 fn limit(f: &mut Formatter<'_>, told: &Limited, now: Time) -> fmt::Result {
     let Limited { name, count, threshold, .. } = told;
     let per = if told.per.is_empty() { "the whole host".into() } else { told.per.join(", ") };
-    write!(f, "{:WIDTH$}{name} ({count} per {per}", "limit")?;
-    if told.mode != Mode::Enforce {
-        write!(f, ", mode {}", told.mode.name())?;
-    }
-    write!(f, "): ")?;
+    let mode = match told.mode {
+        Mode::Enforce => String::new(),
+        mode => format!(", mode {}", mode.name()),
+    };
+    let head = format!("{name} ({count} per {per}{mode}): ");
     if !told.needs.is_empty() {
-        return writeln!(f, "{threshold}; to say more, {} must be known", told.needs.join(", "));
+        let needs = told.needs.join(", ");
+        return row(f, "limit", &format!("{head}{threshold}; to say more, {needs} must be known"));
     }
-    write!(f, "{} of {threshold}", told.value.as_deref().unwrap_or("0"))?;
-    match (told.next, told.clears) {
-        (Some(next), _) => write!(f, "; the next one may come {}", at(next, now))?,
-        (None, Some(clears)) => write!(f, "; clear at {}", at(clears, now))?,
-        (None, None) => {}
-    }
-    if told.offences > 0 {
-        write!(f, "; {} offences", told.offences)?;
-    }
+    let value = told.value.as_deref().unwrap_or("0");
+    let clears = match (told.next, told.clears) {
+        (Some(next), _) => format!("; the next one may come {}", at(next, now)),
+        (None, Some(clears)) => format!("; clear at {}", at(clears, now)),
+        (None, None) => String::new(),
+    };
+    let offences = match told.offences {
+        0 => String::new(),
+        offences => format!("; {offences} offences"),
+    };
     let not = if told.applies { "" } else { "; its `when` leaves this client out" };
-    writeln!(f, "{not}")
+    row(f, "limit", &format!("{head}{value} of {threshold}{clears}{offences}{not}"))
 }
 
 fn greylist(f: &mut Formatter<'_>, told: &Greylisted, now: Time) -> fmt::Result {
@@ -157,35 +259,67 @@ fn greylist(f: &mut Formatter<'_>, told: &Greylisted, now: Time) -> fmt::Result 
         (_, true) => "its first contacts wait",
         (_, false) => "its first contacts need not wait",
     };
-    writeln!(
-        f,
-        "{:WIDTH$}{proven}: {passes} of {proven_after} passes; {pending} of {max_pending} first \
-         contacts wait; {applies}",
-        "greylist"
-    )?;
-    match &told.triplet {
-        Some(triplet) => writeln!(f, "{:WIDTH$}{triplet}", "triplet"),
-        None => Ok(()),
-    }
+    let (pending, most) = (number(u64::from(*pending)), number(u64::from(*max_pending)));
+    let passes =
+        format!("{passes} of {proven_after} passes; {pending} of {most} first contacts wait");
+    row(f, "greylist", &format!("{proven}: {passes}; {applies}"))?;
+    told.triplet.iter().try_for_each(|triplet| row(f, "triplet", triplet))
 }
 
 fn access(f: &mut Formatter<'_>, told: &Accessed, client: &str, now: Time) -> fmt::Result {
     if let Some(until) = told.allowed_until {
-        writeln!(f, "{:WIDTH$}allowed by hand until {}", "exempt", at(until, now))?;
+        row(f, "exempt", &format!("allowed by hand until {}", at(until, now)))?;
     }
     if let Some(entry) = &told.allowed {
-        writeln!(f, "{:WIDTH$}allowlist entry {entry}", "exempt")?;
+        row(f, "exempt", &format!("allowlist entry {entry}"))?;
     }
     if let Some(entry) = &told.denied {
-        writeln!(f, "{:WIDTH$}denylist entry {entry}", "denied")?;
+        row(f, "denied", &format!("denylist entry {entry}"))?;
     }
-    if told.allowed_until.is_none() && told.allowed.is_none() {
-        let login = if told.authentication_exempts { ", authenticating" } else { "" };
-        writeln!(
-            f,
-            "{:WIDTH$}`postpone ctl allow {client}`, an entry in `[access] allow`{login}",
-            "would exempt"
-        )?;
+    if told.allowed_until.is_some() || told.allowed.is_some() {
+        return Ok(());
     }
-    Ok(())
+    let login = if told.authentication_exempts { ", authenticating" } else { "" };
+    let text = format!("`postpone ctl allow {client}`, an entry in `[access] allow`{login}");
+    row(f, "would exempt", &text)
+}
+
+struct Sender<'a>(&'a OfSender);
+
+impl Display for Sender<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let OfSender { now, sender, decisions } = self.0;
+        let Some(last) = decisions.first() else {
+            let text = format!(
+                "{sender} is not among the decisions that are remembered: it was not refused \
+                 lately, nor would have been; the log may know more"
+            );
+            return row(f, "answer", &text);
+        };
+        let Recalled { client, at, reason, .. } = last;
+        let rule = last.limit.as_deref().unwrap_or(reason);
+        let refused = if last.mode == Mode::Shadow { "would have been refused" } else { "refused" };
+        let over = *at + Duration::from_millis(last.wait_ms);
+        let then = match over.since(*now) {
+            Duration::ZERO => "it may come again".to_owned(),
+            rest => format!("it may come again in {}", span(rest)),
+        };
+        let when = ago(*at, *now);
+        row(f, "answer", &format!("{sender}: {refused} {when} from {client} by {rule}; {then}"))?;
+        for told in decisions {
+            let rule = told.limit.as_deref().unwrap_or(&told.reason);
+            let shadow = if told.mode == Mode::Shadow { " (shadow)" } else { "" };
+            let wait = span(Duration::from_millis(told.wait_ms));
+            let to = told.recipient.as_ref().map(|to| format!(" to {to}")).unwrap_or_default();
+            let from = told.sender.as_deref().filter(|from| !from.is_empty()).unwrap_or("<>");
+            let text = format!(
+                "{} {} {from}{to}: {} {rule}{shadow}, wait {wait}",
+                whole(told.at),
+                told.client,
+                told.action
+            );
+            row(f, &told.id, &text)?;
+        }
+        Ok(())
+    }
 }

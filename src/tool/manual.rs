@@ -41,6 +41,7 @@ pub const EXAMPLES: &[Entry] = &[
     entry("postpone ctl status", "Whether the daemon is well: load, tables, state, own trouble."),
     entry("postpone explain 192.0.2.7", "Why a client has to wait, and what would exempt it."),
     entry("postpone explain 6h010sefg00", "A decision, by the id in its reply or its log line."),
+    entry("postpone explain --sender anna@example.net", "What was said to a sender lately."),
     entry("postpone ctl allow 192.0.2.7 --for 7d", "Lets one client through at once, for a week."),
     entry(
         "postpone ctl maintenance on --for 30m",

@@ -11,15 +11,17 @@ use tokio::time::{interval, timeout};
 use tracing::info;
 
 use super::protocol::{
-    AllowedNow, Answer, Forgot, LiftedNow, Maintained, Reloaded, Request, Told, Trouble,
+    AllowedNow, Answer, Forgot, LiftedNow, Maintained, OfSender, Reloaded, Request, Told, Trouble,
 };
 use super::status::{Closed, Settings, Status, shown, whole};
 use crate::clock::Time;
-use crate::engine::{Engine, recent};
+use crate::engine::Engine;
+use crate::engine::recent::{self, Recalled};
 use crate::front::address::Address;
 use crate::meter::units::Span;
 use crate::policy::by_hand::Scope;
-use crate::policy::explain::Forgotten;
+use crate::policy::explain::{Explained, Forgotten};
+use crate::policy::standing::Standing;
 use crate::setting::Mode;
 
 /// How long maintenance lasts where nobody says it: as long as most work takes, and short enough
@@ -37,6 +39,9 @@ pub const USUALLY_ALLOWED: Span = Span::secs(7 * 86_400);
 
 /// The longest that can be asked for: by then it belongs into the settings.
 pub const LONGEST_ALLOWED: Span = Span::secs(90 * 86_400);
+
+/// Decisions about a sender that are told.
+const MOST_ABOUT_A_SENDER: usize = 20;
 
 /// How long a rule is taken out, or all are, where nobody says it.
 pub const USUALLY_LIFTED: Span = Span::secs(3_600);
@@ -109,7 +114,17 @@ impl Desk {
                 let maintained = self.reopen(listener.as_deref())?;
                 Ok(Answer::Maintenance(self.settled(maintained).await))
             }
-            Request::Explain { what } => self.explain(&what).map(Box::new).map(Answer::Explained),
+            Request::Explain { what: Some(what), name, sender } => {
+                let told = self.explain(&what, name.as_deref(), sender.as_deref())?;
+                Ok(Answer::Explained(Box::new(told)))
+            }
+            Request::Explain { what: None, sender: Some(sender), .. } => {
+                let (now, decisions) = self.about(&sender);
+                Ok(Answer::Sender(OfSender { now, sender, decisions }))
+            }
+            Request::Explain { what: None, sender: None, .. } => {
+                Err(Trouble::value("expected a client, the id of a decision, or a sender"))
+            }
             Request::Forget { client } => {
                 let client = client.to_canonical();
                 let Forgotten { forgotten, left } = self.engine.forget(client);
@@ -161,11 +176,15 @@ impl Desk {
         }
     }
 
-    fn explain(&self, what: &str) -> Result<Told, Trouble> {
-        let now = self.engine.now();
+    fn explain(
+        &self,
+        what: &str,
+        name: Option<&str>,
+        sender: Option<&str>,
+    ) -> Result<Told, Trouble> {
         if let Ok(address) = what.parse::<IpAddr>() {
-            let client = self.engine.explain(address.to_canonical());
-            return Ok(Told { now, decision: None, client });
+            let client = self.engine.explain(address.to_canonical(), name, sender);
+            return Ok(self.told(None, client));
         }
         let id = what.trim().trim_start_matches("id=");
         let Some((decision, client)) = self.engine.explain_decision(id) else {
@@ -174,7 +193,36 @@ impl Desk {
                 recent::MOST
             )));
         };
-        Ok(Told { now, decision: Some(decision), client })
+        Ok(self.told(Some(decision), client))
+    }
+
+    fn told(&self, decision: Option<Recalled>, client: Explained) -> Told {
+        let lifted = self.engine.lifted();
+        let bypass = lifted.iter().find(|lifted| lifted.scope == Scope::Everything);
+        let closed = Closed::all(&self.engine, &self.listeners);
+        let closed = closed.iter().find(|closed| closed.listener.is_none());
+        let shares = match self.engine.load_mode() {
+            Mode::Enforce => self.engine.memory().load.shares(),
+            Mode::Shadow | Mode::Off => [1.0; 3],
+        };
+        let admitted = match client.standing {
+            Standing::Suspect => shares[0],
+            Standing::Unknown => shares[1],
+            Standing::Proven => shares[2],
+            Standing::Trusted => 1.0,
+        };
+        Told {
+            now: self.engine.now(),
+            decision,
+            bypass: bypass.map(|bypass| bypass.until),
+            maintenance: closed.map(|closed| closed.until),
+            admitted: f64::from(admitted),
+            client,
+        }
+    }
+
+    fn about(&self, sender: &str) -> (Time, Vec<Recalled>) {
+        (self.engine.now(), self.engine.decisions_about(sender, MOST_ABOUT_A_SENDER))
     }
 
     fn lift(&self, scope: Scope, span: Span) -> Result<LiftedNow, Trouble> {

@@ -49,8 +49,15 @@ pub enum Request {
     },
     /// How does this client stand, or what was this decision?
     Explain {
-        /// The client's address, or the id of a decision.
-        what: String,
+        /// The client's address, or the id of a decision; without it, the sender is asked about.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        what: Option<String>,
+        /// The client's name, where it is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+        /// A sender: that of the client, or of any.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sender: Option<String>,
     },
     /// Forget what is known of a client.
     Forget {
@@ -139,6 +146,8 @@ pub enum Answer {
     Maintenance(Maintained),
     /// To `explain`.
     Explained(Box<Told>),
+    /// To `explain` of a sender alone.
+    Sender(OfSender),
     /// To `forget`.
     Forgotten(Forgot),
     /// To `allow` and `allow-off`.
@@ -156,8 +165,32 @@ pub struct Told {
     pub now: Time,
     /// The decision, if one was asked about.
     pub decision: Option<Recalled>,
+    /// Until when everything passes, if it does.
+    #[serde(default)]
+    pub bypass: Option<Time>,
+    /// Until when all listeners are closed for maintenance, if they are.
+    #[serde(default)]
+    pub maintenance: Option<Time>,
+    /// The part of the new sessions of such clients that load lets in.
+    #[serde(default = "all")]
+    pub admitted: f64,
     /// How its client stands now.
     pub client: Explained,
+}
+
+fn all() -> f64 {
+    1.0
+}
+
+/// The last decisions about a sender.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OfSender {
+    /// When this was told.
+    pub now: Time,
+    /// As it was asked for.
+    pub sender: String,
+    /// The newest first.
+    pub decisions: Vec<Recalled>,
 }
 
 /// What came of forgetting a client.
@@ -291,7 +324,7 @@ mod tests {
             (on, r#"{"request":"maintenance-on","for":"30m","listener":"inet:127.0.0.1:7421"}"#),
             (off, r#"{"request":"maintenance-off"}"#),
             (
-                Request::Explain { what: "192.0.2.7".into() },
+                Request::Explain { what: Some("192.0.2.7".into()), name: None, sender: None },
                 r#"{"request":"explain","what":"192.0.2.7"}"#,
             ),
             (

@@ -12,7 +12,12 @@ impl Greylist {
         let passes = proven.map_or(0, |proven| proven.passes);
         let crowd = self.crowds.read(self.crowd(cx), |crowd| crowd.copied());
         let pending = crowd.filter(|crowd| crowd.until() > cx.now).map_or(0, |c| c.stored);
-        let triplet = cx.sender().and(cx.recipient()).map(|_| match self.acquaintance(cx) {
+        let met = cx.sender().and(cx.recipient()).map(|_| self.acquaintance(cx));
+        let ready = match &met {
+            Some(Acquaintance::Waiting { first }) => Some(*first + self.delay),
+            _ => None,
+        };
+        let triplet = met.map(|met| match met {
             Acquaintance::Known { until } => format!("known until {until}"),
             Acquaintance::Back => "has waited long enough: it passes".to_owned(),
             Acquaintance::Waiting { first } => {
@@ -28,7 +33,9 @@ impl Greylist {
             proven_until: proven.filter(|p| p.passes >= self.proven_after).map(|p| p.until),
             pending,
             max_pending: self.max_pending_per_network,
+            delay_secs: self.delay.as_secs(),
             triplet,
+            ready: ready.filter(|ready| *ready > cx.now),
         }
     }
 
