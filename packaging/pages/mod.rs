@@ -15,7 +15,7 @@ use std::ffi::OsStr;
 /// A file: its name and what is in it.
 pub(crate) type File = (String, String);
 
-const CHANGELOG: &str = include_str!("../CHANGELOG.md");
+const CHANGELOG: &str = include_str!("../../CHANGELOG.md");
 
 /// Everything. `cargo` is asked what the program is made of.
 pub(crate) fn all(cargo: &OsStr) -> Result<Vec<File>, String> {
@@ -48,7 +48,6 @@ fn released() -> Result<&'static str, String> {
         date.len() == 10 && date.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-')
     };
     date.filter(is_date).ok_or_else(|| {
-        "packaging/CHANGELOG.md: the first release's `## ` line is to end with ` - YYYY-MM-DD`"
-            .into()
+        "CHANGELOG.md: the first release's `## ` line is to end with ` - YYYY-MM-DD`".into()
     })
 }

@@ -131,12 +131,12 @@ fn pack_older(place: &Path) {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     };
     sh(r#"cd "$CHECKOUT"
-        cp -r packaging conf README.md LICENSE Cargo.toml "$PLACE"
+        cp -r packaging conf README.md CHANGELOG.md LICENSE Cargo.toml "$PLACE"
         dpkg-deb --extract "$DEB" "$PLACE/unpacked"
         cd "$PLACE"
         sed -i "0,/^version = /s/^version = .*/version = \"$OLD\"/" Cargo.toml
-        sed -i "s/^## $VERSION - /## $OLD - /" packaging/CHANGELOG.md
-        printf '\n## 0.0.8 - 2025-01-02\n\n- An older one still.\n' >>packaging/CHANGELOG.md
+        sed -i "s/^## $VERSION - /## $OLD - /" CHANGELOG.md
+        printf '\n## 0.0.8 - 2025-01-02\n\n- An older one still.\n' >>CHANGELOG.md
         echo '# An older default.' >>conf/postpone.toml
         packaging/pack unpacked/usr/bin/postpone "$CHECKOUT/packaging/out/pages" out"#);
 }
