@@ -166,6 +166,12 @@ impl Engine {
         self.endpoint(client).is_some_and(known)
     }
 
+    /// What was refused since its last delivery in the session of this client whose end will be seen.
+    pub fn refused_elsewhere(&self, client: &Client) -> u32 {
+        let refused = |held: Option<&Held>| held.map_or(0, |held| held.refused);
+        self.endpoint(client).map_or(0, |key| self.held.read(key, refused))
+    }
+
     /// The policy service was asked about this connection and has counted it. If a milter is asked
     /// as well, it is asked next.
     pub fn counted(&self, client: &Client) {
@@ -319,6 +325,8 @@ const MOST_HELD: usize = 1 << 17;
 struct Held {
     /// How many sessions it has: one, but for a port that is used again at once.
     sessions: u32,
+    /// Refusals in it since its last delivery.
+    refused: u32,
     /// When the policy service has counted its connection.
     counted: Time,
 }
@@ -329,6 +337,7 @@ const NEXT: Duration = Duration::from_secs(10);
 impl Held {
     fn take(&mut self, now: Time) -> Arrival {
         self.sessions += 1;
+        self.refused = 0;
         let counted = std::mem::take(&mut self.counted);
         if now.since(counted) < NEXT { Arrival::Counted } else { Arrival::Open }
     }

@@ -256,13 +256,20 @@ impl Telemetry {
                 self.counts.spoke(refusal);
                 count_refusal(names::SHADOWED, refusal);
             }
+            for refusal in decision.spared() {
+                count_refusal(names::SPARED, refusal);
+            }
         });
         if let Some(refusal) = decision.strongest() {
-            line(told, refusal, told.wait, decision.reasons().get(1..).unwrap_or_default());
+            let others = decision.reasons().get(1..).unwrap_or_default();
+            line(told, refusal, refusal.mode.name(), told.wait, others);
         }
         // What shadows would have done is told apart: each has a rule and a wait of its own.
         for refusal in decision.shadowed() {
-            line(told, refusal, refusal.wait, &[]);
+            line(told, refusal, refusal.mode.name(), refusal.wait, &[]);
+        }
+        for refusal in decision.spared() {
+            line(told, refusal, "spared", refusal.wait, &[]);
         }
     }
 
@@ -530,16 +537,17 @@ fn count_refusal(metric: &'static str, refusal: &Refusal) {
 
 /// The client begins the line. What it chose stands last, and is recorded as a string, never formatted
 /// into one, so that the subscriber quotes it.
-fn line(told: &Told<'_>, refusal: &Refusal, wait: Duration, others: &[Refusal]) {
+fn line(told: &Told<'_>, refusal: &Refusal, mode: &str, wait: Duration, others: &[Refusal]) {
     let others: Vec<_> = others.iter().map(Refusal::rule).collect();
-    let reply = told.reply.filter(|_| refusal.mode == Mode::Enforce).map(ToString::to_string);
+    let acts = mode == Mode::Enforce.name();
+    let reply = told.reply.filter(|_| acts).map(ToString::to_string);
     info!(
         client = %told.client,
         action = %told.decision.action().name(),
-        would = (refusal.mode == Mode::Shadow).then(|| display(refusal.action().name())),
+        would = (!acts).then(|| display(refusal.action().name())),
         reason = %refusal.why.reason().name(),
         limit = refusal.limit.as_deref().map(display),
-        mode = %refusal.mode.name(),
+        mode = %mode,
         event = %told.event.name(),
         value = refusal.why.value().to_string(),
         threshold = refusal.why.threshold().to_string(),
@@ -560,6 +568,7 @@ mod names {
     pub(super) const EVENTS: &str = "postpone_events_total";
     pub(super) const DECISIONS: &str = "postpone_decisions_total";
     pub(super) const SHADOWED: &str = "postpone_shadowed_total";
+    pub(super) const SPARED: &str = "postpone_spared_total";
     pub(super) const LATENCY: &str = "postpone_decision_seconds";
     pub(super) const SESSIONS: &str = "postpone_sessions_open";
     pub(super) const ENTRIES: &str = "postpone_table_entries";
@@ -595,6 +604,10 @@ fn describe() {
     describe_counter!(names::EVENTS, "SMTP events reported by MTAs");
     describe_counter!(names::DECISIONS, "Decisions by what was done and why");
     describe_counter!(names::SHADOWED, "What rules in shadow mode would have refused");
+    describe_counter!(
+        names::SPARED,
+        "What was let pass since the MTA would have hung up at one more refusal"
+    );
     describe_gauge!(names::SESSIONS, "SMTP sessions open now");
     describe_gauge!(names::ENTRIES, "Entries of each table");
     describe_gauge!(names::MAX_ENTRIES, "Entries that each table may hold");

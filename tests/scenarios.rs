@@ -76,6 +76,12 @@ scenarios! {
     maintenance
     messages
     networks
+    patience_access
+    patience_behaviour
+    patience_exempt
+    patience_greylist
+    patience_limits
+    patience_sessions
     penalty
     penalty_connections
     pool
@@ -131,7 +137,8 @@ fn what_does_not_hold_is_told_with_its_line() {
 #[test]
 fn first_contacts_pass_while_others_are_pushed_out_before_they_can_come_back() {
     let mut story = String::from(
-        "limit = []\n[greylist]\nmode = \"enforce\"\n[state]\nmax_triplets = 1000\n---\n\
+        "limit = []\n[server]\nmost_refusals = 1000\n[greylist]\nmode = \"enforce\"\n\
+         [state]\nmax_triplets = 1000\n---\n\
          +0s 192.0.2.7 CONNECT; HELO mx.example.net; MAIL a@example.net\n",
     );
     for number in 0..500 {

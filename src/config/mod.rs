@@ -6,6 +6,7 @@ pub mod read;
 
 use std::fs;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -91,6 +92,9 @@ pub struct Server {
     pub own_names: Vec<String>,
     /// What begins a detail in the local part of a recipient: each of these characters.
     pub recipient_delimiter: String,
+    /// Refusals in a session since its last delivery, the MTA's own among them, beyond which no
+    /// recipient is refused beside one that was accepted.
+    pub most_refusals: NonZeroU32,
     /// Threads that serve MTAs, each with a runtime of its own.
     pub workers: u8,
 }
@@ -103,6 +107,7 @@ impl Default for Server {
             help_url: OrNone::None,
             own_names: Vec::new(),
             recipient_delimiter: "+".into(),
+            most_refusals: NonZeroU32::new(15).expect("fifteen is not zero"),
             workers: 1,
         }
     }
@@ -415,6 +420,7 @@ impl Settings {
         Ok(Policy::new(
             Parts {
                 hostname: &self.server.hostname,
+                most_refusals: self.server.most_refusals.get(),
                 help_url: self.server.help_url.as_option().map_or("", String::as_str),
                 recipients: Recipients::new(
                     &self.server.hostname,

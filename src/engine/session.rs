@@ -19,7 +19,8 @@ use crate::policy::behaviour::Seen;
 use crate::policy::behaviour::evidence::Score;
 use crate::policy::decision::{Decision, Why};
 use crate::policy::keys::Keys;
-use crate::policy::signal::{Arrival, Asked, Context, Ledger};
+use crate::policy::patience::Patience;
+use crate::policy::signal::{Arrival, Asked, Context, Ends, Ledger};
 use crate::policy::standing::Standing;
 use crate::policy::{self, Policy};
 use crate::smtp::address::ClientText;
@@ -41,6 +42,7 @@ pub(super) struct Visitor {
     /// What the event under way shows of its behaviour.
     pub(super) shows: OnceCell<Seen>,
     pub(super) asked: Asked,
+    pub(super) patience: Patience,
     pub(super) keys: Keys,
     pub(super) arrival: Arrival,
     pub(super) door: Door,
@@ -55,6 +57,7 @@ impl Visitor {
             earned: OnceCell::new(),
             shows: OnceCell::new(),
             asked: Asked::default(),
+            patience: Patience::default(),
             keys: Keys::default(),
             arrival,
             client,
@@ -78,6 +81,7 @@ impl Visitor {
             earned: &self.earned,
             shows: &self.shows,
             asked: self.asked,
+            patience: self.patience,
             rehearsal: self.door.rehearsal,
             keys: &self.keys,
             policy,
@@ -157,6 +161,9 @@ impl Session {
         let kind = event.kind();
         let answer = catch_unwind(AssertUnwindSafe(|| self.answer(now, event)));
         let answer = self.engine.or_pass(kind, answer);
+        if let Answer::Refuse(_) = answer {
+            self.is_refused();
+        }
         // By the same clock, though it may step: to read it takes a fifth of a decision.
         self.engine.telemetry.event(kind, self.engine.clock.now().since(now));
         answer
@@ -192,6 +199,41 @@ impl Session {
             *in_message = in_message.saturating_add(1);
         }
         self.follow(now, event, decision)
+    }
+
+    /// The MTA has refused something, whoever told it to.
+    fn is_refused(&mut self) {
+        self.visitor.patience.strain();
+        self.tell_patience();
+    }
+
+    /// The front gives a refusal once more that it was told before, for a command that has come again.
+    /// Whether it may: else the session has to be asked.
+    pub fn repeats_refusal(&mut self) -> bool {
+        let may = !self.visitor.patience.is_spent(self.policy.most_refusals());
+        if may {
+            self.is_refused();
+        }
+        may
+    }
+
+    /// Lets the policy service know, where it is asked about the same session.
+    fn tell_patience(&self) {
+        if let Some(key) = self.held {
+            let refused = self.visitor.patience.refused;
+            self.engine.held.write_known(key, |held| held.refused = refused);
+        }
+    }
+
+    /// What the MTA lets us know of itself: whether it is short of processes, so that it hangs up at
+    /// the first refusal; and what a milter has refused in the same session, if one holds it.
+    pub fn patience_of_the_mta(&mut self, stress: bool) {
+        let patience = &mut self.visitor.patience;
+        patience.stress = stress;
+        if self.visitor.door.ends == Ends::SeenElsewhere {
+            let elsewhere = self.engine.refused_elsewhere(&self.visitor.client);
+            patience.refused = patience.refused.max(elsewhere);
+        }
     }
 
     /// Reads, decides, writes.
@@ -240,6 +282,7 @@ impl Session {
     /// Speaks a sentence, and keeps it for the next command.
     fn pronounce(&mut self, now: Time, event: &Event, sentence: Sentence) -> Answer {
         let Sentence { decision, id, since, .. } = sentence;
+        let decision = self.policy.said_again(decision, self.visitor.patience);
         let wait = decision.wait().saturating_sub(now.since(since));
         let answer = self.tell(event, &decision, id, wait);
         let decision = decision.without_shadows();
@@ -279,10 +322,19 @@ impl Session {
             }
             Event::Recipient { fate: Fate::Offered, .. } if decision.passes() => {
                 if let Some(transaction) = &mut self.transaction {
+                    let judged = u32::from(decision.exemption().is_none());
                     transaction.accepted = transaction.accepted.saturating_add(1);
+                    transaction.judged = transaction.judged.saturating_add(judged);
                 }
             }
-            Event::EndOfMessage { .. } | Event::Abort | Event::Disconnect => {
+            // The MTA has refused it, which counts there as well.
+            Event::Recipient { fate: Fate::Unknown | Fate::Rejected, .. } => self.is_refused(),
+            Event::EndOfMessage { .. } => {
+                self.visitor.patience.restore();
+                self.tell_patience();
+                self.transaction = None;
+            }
+            Event::Abort | Event::Disconnect => {
                 self.transaction = None;
             }
             Event::Connect

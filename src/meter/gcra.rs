@@ -49,9 +49,11 @@ impl Charged {
 /// can leave, and so the longest wait: the time of the burst and of this amount together.
 pub const LARGEST_CHARGE: u64 = 256 << 20;
 
-/// By how many events a meter may be overrun and still tell the exact wait: assessing only reads,
-/// so as many threads may pass at once.
-const LARGEST_OVERRUN: u64 = 64;
+/// By how many events a meter may be overrun and still tell the exact wait, though never by more
+/// than a burst: assessing only reads, so several threads may pass at once; and where the MTA would
+/// hang up at one more refusal, the rest of a message passes as a debt. Postfix takes a thousand
+/// recipients a message (`smtpd_recipient_limit`).
+const LARGEST_OVERRUN: u64 = 1_000;
 
 impl Gcra {
     /// How long `amount` more must wait; zero if it may pass now.
@@ -94,7 +96,7 @@ impl Gcra {
     /// ahead, so that a clock which stepped back, or a shadow which becomes enforced, locks
     /// nobody out.
     ///
-    /// Events owe only what threads that passed the same limit at once have overrun it by.
+    /// Events owe only what they may overrun a limit by: see [`LARGEST_OVERRUN`].
     fn clamped(self, quota: &Quota, now: Time) -> Time {
         let largest_debt = match quota.unit() {
             Unit::Events => {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::behaviour::Evidence;
 use super::behaviour::evidence::Score;
 use super::load::{Cause, Level, Rounded};
+use super::patience::{self, Bent};
 use crate::clock::Time;
 use crate::meter::quota::Quota;
 use crate::meter::units::{Size, Span};
@@ -324,6 +325,8 @@ pub struct Decision {
     exemption: Option<Exemption>,
     reasons: Vec<Refusal>,
     shadowed: Vec<Refusal>,
+    spared: Vec<Refusal>,
+    at_data: Option<Refusal>,
 }
 
 impl Decision {
@@ -334,7 +337,25 @@ impl Decision {
         }
         refusals.sort_by_key(|refusal| Reverse((refusal.action(), refusal.wait)));
         let (reasons, shadowed) = refusals.into_iter().partition(|r| r.mode == Mode::Enforce);
-        Self { exemption, reasons, shadowed }
+        Self { exemption, reasons, shadowed, ..Self::default() }
+    }
+
+    /// The same for a session that the MTA would hang up on at the next refusal: what each of them
+    /// becomes there.
+    pub(super) fn bent(
+        exemption: Option<Exemption>,
+        refusals: Vec<Refusal>,
+        bend: impl Fn(Refusal) -> Bent,
+    ) -> Self {
+        let (mut said, mut spared, mut at_data) = (Vec::new(), Vec::new(), None);
+        for refusal in refusals {
+            match bend(refusal) {
+                Bent::Said(refusal) => said.push(refusal),
+                Bent::Spared(refusal) => spared.push(refusal),
+                Bent::AtData(refusal) => at_data = Some(refusal),
+            }
+        }
+        Self { spared, at_data, ..Self::new(exemption, said) }
     }
 
     /// What happens.
@@ -362,6 +383,23 @@ impl Decision {
         &self.shadowed
     }
 
+    /// What would have been refused, but that the MTA would have hung up on those accepted before.
+    pub fn spared(&self) -> &[Refusal] {
+        &self.spared
+    }
+
+    /// What the transaction is refused for at DATA, since it could not be said here.
+    pub(super) fn at_data(&self) -> Option<&Refusal> {
+        self.at_data.as_ref()
+    }
+
+    /// The same, and whatever is refused closes the session.
+    #[must_use]
+    pub(super) fn closing(mut self) -> Self {
+        self.reasons = self.reasons.into_iter().map(patience::closing).collect();
+        self
+    }
+
     /// How long to wait so that none of the reasons holds any more.
     pub fn wait(&self) -> Duration {
         self.reasons.iter().map(|refusal| refusal.wait).max().unwrap_or_default()
@@ -369,7 +407,7 @@ impl Decision {
 
     /// Whether it is more than a plain pass: a refusal, or what a shadow would have refused.
     pub fn is_worth_telling(&self) -> bool {
-        !self.reasons.is_empty() || !self.shadowed.is_empty()
+        !self.reasons.is_empty() || !self.shadowed.is_empty() || !self.spared.is_empty()
     }
 
     /// The same without what shadows said, which is told once.

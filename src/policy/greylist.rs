@@ -700,9 +700,15 @@ impl Greylist {
         decision: &Decision,
         ledger: &mut Ledger,
     ) {
-        let others_refuse =
-            decision.reasons().iter().any(|refusal| refusal.why.reason() != Reason::Greylist);
+        let others_refuse = decision
+            .reasons()
+            .iter()
+            .chain(decision.at_data())
+            .any(|refusal| refusal.why.reason() != Reason::Greylist);
+        let is_spared = |reason: Reason| decision.spared().iter().any(|r| r.why.reason() == reason);
         let acquaintance = self.acquaintance(cx);
+        let has_waited = matches!(acquaintance, Acquaintance::Known { .. } | Acquaintance::Back);
+        ledger.one_has_waited |= has_waited && decision.passes();
         match acquaintance {
             // Written anew some hundred times a `forget` at most: it takes as long as the rest.
             Acquaintance::Known { until } if cx.now + (self.forget - self.forget / 128) < until => {
@@ -720,10 +726,12 @@ impl Greylist {
             }
             _ if self.passes_over(cx, recipient) => {}
             Acquaintance::Known { .. } => self.refresh(cx),
-            // In shadow mode as if nothing had been refused: the sender has no reason to come
-            // back, so its next message must not look like another first contact. Nor was it made to
+            // In shadow mode, and beyond the MTA's patience, as if nothing had been refused: the sender
+            // has no reason to come back, so its next message must not look like another first contact. Nor was it made to
             // wait, so it proves nothing.
-            Acquaintance::New | Acquaintance::Waiting { .. } if self.mode(cx) == Mode::Shadow => {
+            Acquaintance::New | Acquaintance::Waiting { .. }
+                if self.mode(cx) == Mode::Shadow || is_spared(Reason::Greylist) =>
+            {
                 self.pass(cx);
             }
             // What another rule refuses has been seen all the same, so that delays do not add up.

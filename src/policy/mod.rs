@@ -15,6 +15,7 @@ pub mod keys;
 pub mod limit;
 pub mod load;
 pub mod maintenance;
+pub mod patience;
 pub mod recipients;
 pub mod signal;
 pub mod standing;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use self::decision::{Decision, Reason, Refusal};
 use self::explain::{Accessed, Explained, Forgotten};
+use self::patience::Patience;
 use self::recipients::Recipients;
 use self::signal::{Context, Ledger, Round, Signal};
 use self::standing::Standing;
@@ -162,6 +164,7 @@ pub struct Policy {
     pub hostname: Box<str>,
     /// Where a postmaster finds help, for replies; empty if nowhere.
     pub help_url: Box<str>,
+    most_refusals: u32,
     prefixes: Prefixes,
     recipients: Recipients,
     /// Begins the key of every part.
@@ -185,6 +188,9 @@ pub struct Parts<'a> {
     pub help_url: &'a str,
     /// Which recipients are the same, and where mail to them goes.
     pub recipients: Recipients,
+    /// Refusals in a session since its last delivery, beyond which no recipient is refused beside
+    /// one that was accepted.
+    pub most_refusals: u32,
     /// `[client]`
     pub client: ClientParams,
     /// `[access]`, its lists read.
@@ -224,6 +230,7 @@ impl Policy {
         Self {
             hostname: parts.hostname.into(),
             help_url: parts.help_url.into(),
+            most_refusals: parts.most_refusals,
             prefixes: Prefixes { ipv4: parts.client.ipv4_prefix, ipv6: parts.client.ipv6_prefix },
             recipients: parts.recipients,
             parts: memory.secret().key("part"),
@@ -242,6 +249,11 @@ impl Policy {
     /// Which recipients are the same, and where mail to them goes.
     pub fn recipients(&self) -> &Recipients {
         &self.recipients
+    }
+
+    /// Refusals in a session that its MTA bears.
+    pub fn most_refusals(&self) -> u32 {
+        self.most_refusals
     }
 
     /// What a client counts under.
@@ -405,10 +417,26 @@ impl Policy {
                 self.by_hand_in(&mut round, cx.now);
             }
         }
+        if let (Event::Data { .. }, Some(refusal)) = (cx.event, &ledger.at_data)
+            && round.exemption.is_none()
+        {
+            round.refuse(patience::at_data(refusal));
+            self.by_hand_in(&mut round, cx.now);
+        }
+        if cx.patience.is_spent(self.most_refusals) {
+            let bend = |refusal| patience::bend(cx, ledger, refusal);
+            return Decision::bent(round.exemption, round.refusals, bend);
+        }
         if cx.transaction.is_some_and(|transaction| transaction.accepted > 0) {
             round.refusals.iter_mut().for_each(|refusal| spare_the_accepted(cx, refusal));
         }
         Decision::new(round.exemption, round.refusals)
+    }
+
+    /// A decision about a whole session as it is said again, at another command: nothing is accepted
+    /// there, so that it is closed before the MTA does it without a reason.
+    pub fn said_again(&self, decision: Decision, patience: Patience) -> Decision {
+        if patience.is_spent(self.most_refusals) { decision.closing() } else { decision }
     }
 
     /// What is taken out by hand is a shadow.
@@ -436,6 +464,15 @@ impl Policy {
 
     /// Takes note of what was decided: the only writer.
     pub fn settle(&self, cx: &Context<'_>, decision: &Decision, ledger: &mut Ledger) {
+        match cx.event {
+            Event::Recipient { .. } => {
+                ledger.at_data = ledger.at_data.take().or_else(|| decision.at_data().cloned());
+            }
+            Event::Mail { .. } | Event::EndOfMessage { .. } | Event::Abort | Event::Disconnect => {
+                (ledger.at_data, ledger.one_has_waited) = (None, false);
+            }
+            Event::Connect | Event::Helo { .. } | Event::Data { .. } => {}
+        }
         for signal in &self.signals {
             signal.settle(cx, decision, ledger);
         }

@@ -10,6 +10,7 @@ use super::greylist::Ready;
 use super::keys::Keys;
 use super::limit::{Charge, Hold};
 use super::load::Place;
+use super::patience::Patience;
 use super::standing::Standing;
 use crate::clock::Time;
 use crate::setting::Mode;
@@ -72,6 +73,8 @@ pub struct Context<'a> {
     pub shows: &'a OnceCell<Seen>,
     /// Recipients that it has asked for before.
     pub asked: Asked,
+    /// What it has used of its MTA's patience.
+    pub patience: Patience,
     /// Whether nothing follows from what is decided, and what is noted is only what was seen.
     pub rehearsal: bool,
     /// The keys that were asked for.
@@ -212,6 +215,10 @@ pub struct Ledger {
     pub(super) charges: Vec<Charge>,
     /// When the last recipient of this transaction may come back, if one must.
     pub(super) ready: Option<Ready>,
+    /// Whether a recipient of this transaction was accepted that has waited, or is known.
+    pub(super) one_has_waited: bool,
+    /// What this transaction is refused for at DATA, since it could not be said at RCPT.
+    pub(super) at_data: Option<Refusal>,
     /// Whether greylisting has just told this recipient's triplet to come back.
     pub(super) told_to_return: bool,
     /// Whether this message has been timed at MAIL, and whether it has been paid for.

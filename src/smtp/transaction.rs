@@ -11,11 +11,13 @@ pub struct Transaction {
     pub size: Option<u64>,
     /// Recipients accepted so far, by the MTA and by us.
     pub accepted: u32,
+    /// Those of them that are exempt from nothing.
+    pub judged: u32,
 }
 
 impl Transaction {
     /// A transaction with no recipient yet.
     pub fn new(sender: Address, size: Option<u64>) -> Self {
-        Self { sender, size, accepted: 0 }
+        Self { sender, size, accepted: 0, judged: 0 }
     }
 }

@@ -69,11 +69,15 @@ impl Desk {
         let question = request.question(endpoint.clone()).finish();
         // A panic cannot leave a map half-changed: deciding catches its own.
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(action) = known.answers.recall(question, now) {
-            return action;
+        let endpoint = endpoint.finish();
+        match known.answers.recall(question, now) {
+            Some(Action::Dunno) => return Action::Dunno,
+            // A refusal that is repeated tries the patience of Postfix as well.
+            Some(refusal) if known.sessions.repeats_refusal(endpoint) => return refusal,
+            Some(_) | None => {}
         }
         let ask = |seat: &mut Option<Box<Conversation>>| self.ask(seat, request, engine, door);
-        let (action, keep) = match known.sessions.with(endpoint.finish(), now, ask) {
+        let (action, keep) = match known.sessions.with(endpoint, now, ask) {
             Ok(()) => (Action::Dunno, REMEMBERED),
             // It can be ended at any moment.
             Err(Refused { reply, reason: Reason::Maintenance, .. }) => {
@@ -99,6 +103,7 @@ impl Desk {
         let known =
             known.unwrap_or_else(|| Box::new(Conversation::new(request, engine, door, ends)));
         let conversation = seat.insert(known);
+        conversation.session.patience_of_the_mta(request.stress);
         let asked = conversation.ask(request, |text| self.name(text));
         if request.stage == Stage::Connect && ends == Ends::Unseen {
             engine.counted(&request.client);
@@ -227,6 +232,14 @@ impl Sessions {
         let told = ask(&mut seat.conversation);
         self.questions += seat.weight();
         told
+    }
+
+    /// Whether a refusal may be given again, which then counts as another. Of a session that is over
+    /// nothing can be lost.
+    fn repeats_refusal(&mut self, endpoint: Key) -> bool {
+        let seat = self.by_endpoint.get_mut(&endpoint);
+        let conversation = seat.and_then(|seat| seat.conversation.as_mut());
+        conversation.is_none_or(|known| known.session.repeats_refusal())
     }
 
     fn forget(&mut self, now: Time) {

@@ -703,3 +703,100 @@ mod beside_a_milter {
         assert!(office.message("b", &["one@example.org"]).starts_with("421 "));
     }
 }
+
+mod patience {
+    use super::*;
+
+    fn to(office: &Office, local: &str, more: &[(&str, &str)]) -> String {
+        let recipient = format!("{local}@example.org");
+        office.ask(&[&[("recipient", recipient.as_str())], more].concat())
+    }
+
+    fn refuses(office: &Office, locals: std::ops::Range<u32>, code: &str) {
+        for local in locals {
+            let said = to(office, &local.to_string(), &[]);
+            assert!(said.starts_with(code), "{local}: {said}");
+        }
+    }
+
+    #[test]
+    fn beyond_fifteen_refusals_the_surplus_passes_as_a_debt() {
+        let office = Office::new(&per_network("recipients", "20/1h"));
+        for local in 0..20 {
+            assert_eq!(to(&office, &local.to_string(), &[]), DUNNO);
+        }
+        refuses(&office, 20..35, "452 4.5.3 ");
+        for local in 35..60 {
+            assert_eq!(to(&office, &local.to_string(), &[]), DUNNO);
+        }
+        // Five and twenty more are owed, of which the limit remembers as much as a burst.
+        office.wait(3_600);
+        assert_eq!(left(&office, 100), 0);
+        office.wait(180);
+        assert_eq!(left(&office, 200), 1);
+    }
+
+    #[test]
+    fn a_recipient_asked_for_again_and_again_tries_the_same_patience() {
+        let office = Office::new(&per_network("recipients", "1/1h"));
+        assert_eq!(to(&office, "one", &[]), DUNNO);
+        for attempt in 0..15 {
+            assert!(to(&office, "two", &[]).starts_with("452 4.5.3 "), "{attempt}");
+        }
+        assert_eq!(to(&office, "two", &[]), DUNNO);
+    }
+
+    #[test]
+    fn a_postfix_under_stress_hangs_up_at_the_first_and_gets_none() {
+        let office = Office::new(&per_network("recipients", "2/1h"));
+        let stress = [("stress", "yes")];
+        for local in ["one", "two", "three", "four"] {
+            assert_eq!(to(&office, local, &stress), DUNNO, "{local}");
+        }
+        // Where nobody was accepted there is nothing to lose.
+        let other = [("stress", "yes"), ("instance", "b"), ("client_port", "1")];
+        assert!(to(&office, "five", &other).starts_with("421 4.5.3 "));
+        let calm = [("instance", "c"), ("client_port", "2")];
+        assert!(to(&office, "five", &calm).starts_with("452 4.5.3 "), "it was charged");
+    }
+
+    #[test]
+    fn greylisting_under_stress_remembers_whom_it_hangs_up_on() {
+        let settings = "limit = []\n[greylist]\nmode = \"enforce\"\ndelay = \"5m\"";
+        let office = Office::new(settings);
+        let stress = |port| [("stress", "yes"), ("instance", port), ("client_port", port)];
+        assert!(to(&office, "one", &stress("1")).starts_with("421 4.7.1 "));
+        office.wait(300);
+        for local in ["one", "two", "three"] {
+            assert_eq!(to(&office, local, &stress("2")), DUNNO, "{local}");
+        }
+    }
+
+    /// Nobody asks it about DATA perhaps.
+    #[test]
+    fn what_a_domain_requires_is_never_let_pass() {
+        let office = Office::new(
+            "limit = []\n[[access.require]]\nrecipient_domain = \"bank.example\"\ntls = true",
+        );
+        let bank = |more: &[(&str, &str)]| {
+            office.ask(&[&[("recipient", "one@bank.example")], more].concat())
+        };
+        assert_eq!(to(&office, "one", &[]), DUNNO);
+        assert!(bank(&[]).starts_with("451 4.7.0 "));
+        assert!(bank(&[("stress", "yes"), ("sender", "b@example.net")]).starts_with("421 4.7.0 "));
+    }
+
+    /// Postfix tells a milter whom a policy service has refused.
+    #[test]
+    fn it_is_one_patience_with_that_of_a_milter() {
+        let settings = "limit = []\n[greylist]\nmode = \"enforce\"\ndelay = \"5m\"";
+        let office = Office::new(settings);
+        let mut milter = office.milter(60_395);
+        milter.on(mail(100));
+        for _ in 0..15 {
+            let address = Address::new(b"nobody@example.org");
+            milter.on(Event::Recipient { address, fate: Fate::Unknown });
+        }
+        assert!(to(&office, "one", &[]).starts_with("421 4.7.1 "));
+    }
+}
