@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
+use postpone::clock::{Clock, SystemClock};
 use postpone::config::{Checked, Named, Settings, Unusable};
 use postpone::daemon;
 use postpone::exit;
@@ -15,6 +16,8 @@ use postpone::tool;
 use postpone::tool::check::{Verdict, check};
 use postpone::tool::command::{Cli, Command, DEFAULT_FILE, Setup, State};
 use postpone::tool::ctl::{self, Form, ctl};
+use postpone::tool::log::{self, Since};
+use postpone::tool::outcome::{error, unwritten};
 use postpone::tool::setup::{self, Wanted};
 use postpone::tool::state::{self, Place, Trouble};
 
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
         | Command::Check { .. }
         | Command::State { .. }
         | Command::Replay { .. }
+        | Command::Log { .. }
         | Command::Setup(_)
             if cli.socket.is_some() =>
         {
@@ -47,8 +51,7 @@ fn main() -> ExitCode {
             match verdict {
                 Ok(Verdict::Usable) => ExitCode::SUCCESS,
                 Ok(Verdict::Unusable) => exit::SETTINGS.into(),
-                // Nobody reads what we say.
-                Err(_) => exit::SYSTEM.into(),
+                Err(why) => unwritten(&mut io::stderr(), &why).into(),
             }
         }
         Command::State { what, path } => {
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
             let place = ctl::Place { socket: cli.socket.as_deref(), file: readable(&file, named) };
             ask(&place, &Request::Explain { what, name, sender }, detailed.form())
         }
+        Command::Log { file, follow, since } => log(file.as_deref(), follow, since),
         Command::Setup(Setup::Postfix { apply, undo, postfix }) => {
             let wanted = match (apply, undo) {
                 (true, _) => Wanted::Applied,
@@ -105,6 +109,20 @@ fn settings(file: Option<PathBuf>) -> Option<Settings> {
     settings
 }
 
+fn log(file: Option<&Path>, follow: bool, since: Option<Since>) -> ExitCode {
+    let err = &mut io::stderr();
+    let wanted = log::Wanted { file, since, follow, now: SystemClock.now() };
+    let shown = log::log(&wanted, &mut io::stdin().lock(), &mut io::stdout().lock());
+    let (code, what) = match shown {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(log::Failed::Output(why)) => return unwritten(err, &why).into(),
+        Err(log::Failed::Input(name, why)) => (exit::STATE, format!("{name}: {why}")),
+        Err(log::Failed::Source(name, why)) => (exit::UNAVAILABLE, format!("{name}: {why}")),
+    };
+    error(err, &what);
+    code.into()
+}
+
 fn set_up(file: Option<PathBuf>, folder: Option<&Path>, wanted: Wanted) -> ExitCode {
     let Some(settings) = settings(file) else { return exit::SETTINGS.into() };
     setup::postfix(&settings, folder, wanted, &mut io::stdout().lock(), &mut io::stderr()).into()
@@ -112,7 +130,7 @@ fn set_up(file: Option<PathBuf>, folder: Option<&Path>, wanted: Wanted) -> ExitC
 
 fn replay(file: Option<PathBuf>, events: &Path) -> ExitCode {
     let say = |text: &dyn std::fmt::Display| {
-        let _ = writeln!(io::stderr(), "{text}");
+        error(&mut io::stderr(), text);
     };
     let Some(settings) = settings(file) else { return exit::SETTINGS.into() };
     let played = if events.as_os_str() == "-" {
@@ -132,9 +150,8 @@ fn replay(file: Option<PathBuf>, events: &Path) -> ExitCode {
             complaints.iter().for_each(|complaint| say(&complaint.message));
             exit::SETTINGS.into()
         }
-        // Nobody reads on.
-        Err(tool::replay::Trouble::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
-            ExitCode::SUCCESS
+        Err(tool::replay::Trouble::Io(why)) if why.kind() == io::ErrorKind::BrokenPipe => {
+            unwritten(&mut io::stderr(), &why).into()
         }
         Err(tool::replay::Trouble::Io(error)) => {
             say(&format_args!("{}: {error}", events.display()));
@@ -153,15 +170,20 @@ fn state(what: &State, path: Option<PathBuf>, config: Option<PathBuf>) -> ExitCo
     });
     let (code, what) = match done {
         Ok(()) => return ExitCode::SUCCESS,
-        // Nobody reads what we say.
-        Err(Trouble::Unheard) => return exit::SYSTEM.into(),
+        Err(Trouble::Unheard(why)) => return unwritten(err, &why).into(),
         Err(Trouble::Settings(what)) => (exit::SETTINGS, what),
         Err(Trouble::State(what)) => (exit::STATE, what),
         Err(Trouble::Data(what)) => (exit::DATA, what),
         Err(Trouble::Input(what)) => (exit::INPUT, what),
         Err(Trouble::Output(what)) => (exit::OUTPUT, what),
     };
-    let _ = writeln!(err, "{}", what.trim_end());
+    // A report of settings has its own heads.
+    match code {
+        exit::SETTINGS if what.starts_with("error: ") || what.starts_with("warning: ") => {
+            let _ = writeln!(err, "{}", what.trim_end());
+        }
+        _ => error(err, &what.trim_end()),
+    }
     code.into()
 }
 

@@ -72,6 +72,35 @@ fn the_manual_pages_are_read_without_complaint() {
     }
 }
 
+#[test]
+fn apropos_finds_the_pages_by_what_an_administrator_looks_for() {
+    let name = |page: &str| {
+        let page = read(page);
+        page.split("NAME\n").nth(1).unwrap().lines().next().unwrap().to_lowercase()
+    };
+    let names = ["postpone.1", "postpone.8", "postpone.toml.5"].map(name);
+    for word in ["milter", "rate limit", "greylist"] {
+        assert!(names.iter().all(|name| name.contains(word)), "{word}: {names:#?}");
+    }
+    assert!(names[..2].iter().all(|name| name.contains("postfix")), "{names:#?}");
+}
+
+#[test]
+fn the_page_of_settings_has_a_whole_file_that_can_be_used() {
+    let page = read("postpone.toml.5");
+    let (_, example) = page.split_once("\nEXAMPLE\n").unwrap();
+    let (example, _) = example.split_once("\nSEE ALSO\n").unwrap();
+    let lines = example.lines().map(str::trim).skip_while(|line| !line.starts_with('['));
+    let folder = Folder::new("pages");
+    let file = folder.write("postpone.toml", &lines.collect::<Vec<_>>().join("\n"));
+    let checked = Command::new(env!("CARGO_BIN_EXE_postpone"))
+        .args(["check", "--config", file.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    assert!(example.contains("[[limit]]") && example.contains("[greylist]"), "{example}");
+}
+
 /// Lines that roff would take for orders, and signs that it would take for others.
 #[test]
 fn whatever_is_said_is_read_as_it_was_written() {
@@ -123,7 +152,9 @@ fn each_subcommand_has_its_part_of_the_page_with_every_option() {
             let help = help.replace('`', "");
             // What `state` has is told there, and not once more for all that is within it.
             let part = if argument.is_global_set() { &page } else { part };
-            let long = argument.get_long().map_or(String::new(), |long| format!("       --{long}"));
+            let short = argument.get_short().map_or(String::new(), |short| format!("-{short}, "));
+            let long = argument.get_long();
+            let long = long.map_or(String::new(), |long| format!("       {short}--{long}"));
             assert!(part.contains(&long) && part.contains(&help), "{name} {long}: {help}\n{part}");
         }
     }
@@ -185,7 +216,6 @@ fn the_files_and_the_codes_that_are_told_are_the_true_ones() {
         exit::DATA,
         exit::INPUT,
         exit::UNAVAILABLE,
-        exit::SYSTEM,
         exit::OUTPUT,
         exit::STATE,
         exit::PROTOCOL,

@@ -23,7 +23,6 @@ use support::daemon::Daemon;
 /// sysexits.h: EX_DATAERR, EX_NOINPUT, EX_OSERR, EX_CANTCREAT, EX_IOERR, EX_CONFIG.
 const DATA: i32 = 65;
 const INPUT: i32 = 66;
-const SYSTEM: i32 = 71;
 const OUTPUT: i32 = 73;
 const STATE: i32 = 74;
 const SETTINGS: i32 = 78;
@@ -348,7 +347,7 @@ fn a_reader_that_goes_away_ends_an_export() {
     child.stdout.take().unwrap().read_exact(&mut first).unwrap();
     assert_eq!(&first, &HEADER.as_bytes()[..20]);
     let output = child.wait_with_output().unwrap();
-    assert_eq!((output.status.code(), text(&output.stderr)), (Some(SYSTEM), String::new()));
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(STATE), String::new()));
     assert_eq!(exported(path).lines().count(), 5_001);
     assert!(failed(&at(path, &["export", "/dev/null"], ""), OUTPUT).contains("it is no file"));
     assert!(failed(&at(path, &["export", "/nowhere/at/all"], ""), OUTPUT).contains("/nowhere"));

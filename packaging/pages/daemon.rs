@@ -13,7 +13,8 @@ const README: &str = include_str!("../../README.md");
 
 /// The page.
 pub(crate) fn page(date: &str) -> Result<String, String> {
-    let mut page = Page::new("postpone", 8, date, "tell the wrong mail client to come back later");
+    let about = "milter and Postfix policy service: rate limit, greylist and defer incoming mail";
+    let mut page = Page::new("postpone", 8, date, about);
     page.section("SYNOPSIS");
     let config = format!("[{} {}]", bold("--config"), italic("FILE"));
     page.synopsis(&[("postpone serve".into(), vec![config])]);

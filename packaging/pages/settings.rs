@@ -9,6 +9,12 @@ use super::roff::{Page, bold, literal};
 
 const REFERENCE: &str = include_str!("../../conf/postpone.toml");
 
+/// What `apropos` finds it by.
+const ABOUT: &str = "settings of the milter postpone: rate limits, greylisting, load";
+
+/// A whole file that is in use as it is: `tests/policies.rs` holds it.
+const WHOLE: &str = include_str!("../../conf/small-site.toml");
+
 /// A comment, or settings; an empty line ends either.
 #[derive(Debug)]
 enum Piece {
@@ -51,7 +57,7 @@ impl Setting {
 
 /// The page.
 pub(crate) fn page(date: &str) -> String {
-    let mut page = Page::new("postpone.toml", 5, date, "settings of postpone(8)");
+    let mut page = Page::new("postpone.toml", 5, date, ABOUT);
     page.section("SYNOPSIS");
     page.paragraph("`/etc/postpone/postpone.toml`");
     page.section("DESCRIPTION");
@@ -79,9 +85,23 @@ pub(crate) fn page(date: &str) -> String {
         }
     }
     let mut page = writing.page;
+    page.section("EXAMPLE");
+    page.paragraph(
+        "A whole file: the policy for the one mail server of a small company, which is installed with \
+         its reasons among the examples, as `small-site.toml`.",
+    );
+    page.blocks(&[Block::Example(example())]);
     page.section("SEE ALSO");
     page.paragraph("`postpone`(1), `postpone`(8)");
     page.finish()
+}
+
+/// The example without its comments, its parts one empty line apart.
+fn example() -> Vec<String> {
+    let settings = WHOLE.lines().filter(|line| !line.starts_with('#')).map(ToOwned::to_owned);
+    let mut lines: Vec<String> = settings.collect();
+    lines.dedup_by(|line, before| line.is_empty() && before.is_empty());
+    lines.into_iter().skip_while(String::is_empty).collect()
 }
 
 /// The file in pieces.

@@ -11,7 +11,7 @@ use super::roff::{Page, bold, italic, literal, name_of};
 pub(crate) fn page(date: &str) -> String {
     let mut cli = Cli::command();
     cli.build();
-    let about = "ask and examine a throttle for incoming mail";
+    let about = "administer the milter that rate limits and greylists mail for Postfix or Sendmail";
     let mut page = Page::new("postpone", 1, date, about);
     let parts = parts(&cli, "postpone");
     page.section("SYNOPSIS");

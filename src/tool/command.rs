@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::ctl::{Detail, Form};
+use super::log::Since;
 use super::manual;
 use crate::clock::Time;
 use crate::front::control::protocol::Request;
@@ -116,6 +117,22 @@ pub enum Command {
         sender: Option<String>,
         #[command(flatten)]
         detailed: Detailed,
+    },
+    /// Show the decisions in the log, one short line each.
+    ///
+    /// A line has the time, what was done (in parentheses, what a shadow would have done), the client,
+    /// the rule, how long it had to wait, the sender, the recipient, and the id that `explain` takes.
+    /// Without FILE it is the journal of systemd's unit postpone.
+    Log {
+        /// A file that the log was written to, in any of its formats; `-` is standard input.
+        #[arg(value_name = "FILE|-")]
+        file: Option<PathBuf>,
+        /// Go on with what is written from now on.
+        #[arg(short, long)]
+        follow: bool,
+        /// From when on: "1h" ago, or 2026-11-21T22:07:20Z.
+        #[arg(long, value_name = "TIME")]
+        since: Option<Since>,
     },
     /// Put postpone in front of an MTA's incoming mail, or take it out again.
     #[command(subcommand)]

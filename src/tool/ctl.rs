@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::dial::dial;
 use super::explain::{explained, of_sender};
 use super::lines::ending;
+use super::outcome::{error, unwritten};
 pub use super::status::Detail;
 use super::status::{status, time_and_rest};
 use crate::config::Control;
@@ -71,8 +72,7 @@ impl Failed {
                 Kind::Permission => exit::PERMISSION,
                 Kind::Unavailable => exit::UNAVAILABLE,
             },
-            // EX_IOERR
-            Self::Output(_) => 74,
+            Self::Output(_) => exit::STATE,
         }
     }
 }
@@ -109,8 +109,10 @@ pub fn ctl(
     let done = place.path().and_then(|path| ask(&path, request));
     let told = done.and_then(|answer| tell(answer, form, out, err).map_err(Failed::Output));
     told.unwrap_or_else(|failed| {
-        // Where nobody reads standard error, the exit code must do.
-        let _ = writeln!(err, "postpone: {failed}");
+        if let Failed::Output(why) = &failed {
+            return unwritten(err, why);
+        }
+        error(err, &failed);
         failed.code()
     })
 }
@@ -224,7 +226,7 @@ fn tell_lifted(told: &LiftedNow, out: &mut dyn Write, err: &mut dyn Write) -> io
 fn tell_reload(told: &Reloaded, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<()> {
     write!(err, "{}", told.report)?;
     if !told.done {
-        return writeln!(err, "{}: not reloaded, nothing has changed", told.file);
+        return writeln!(err, "error: {}: not reloaded, nothing has changed", told.file);
     }
     writeln!(out, "{}: reloaded", told.file)?;
     writeln!(out, "in force: {}", told.in_force)?;

@@ -49,6 +49,7 @@ pub const EXAMPLES: &[Entry] = &[
     ),
     entry("postpone ctl bypass on --for 10m", "Lets everything pass for ten minutes."),
     entry("postpone ctl shadow velocity --for 1h", "Takes one rule out for an hour."),
+    entry("postpone log -f", "What it decides, one short line each, as it comes."),
     entry("journalctl -u postpone -g client=192.0.2.7", "Everything it has been told, and why."),
 ];
 
@@ -99,15 +100,15 @@ pub const TOOL_EXITS: &[Exit] = &[
     ended(exit::INPUT, "`state import`: there is nothing to read."),
     ended(
         exit::UNAVAILABLE,
-        "`ctl`, `explain`: no daemon answers. `setup`: there is no Postfix, or it could not be \
+        "`ctl`, `explain`: no daemon answers. `log`: the journal or the file cannot be read. `setup`: there is no Postfix, or it could not be \
          reloaded.",
     ),
-    ended(exit::SYSTEM, "Nobody reads what was to be printed."),
     ended(exit::OUTPUT, "`state export`, `setup`: a file could not be written."),
     ended(
         exit::STATE,
         "`state`: the state cannot be used: there is none, a daemon is using it, or a later version \
-         wrote it. Others: something could not be read or written.",
+         wrote it. Others: something could not be read, or the output could not be written; nothing is said of \
+         a reader that has seen enough, such as `head`.",
     ),
     ended(exit::PROTOCOL, "`ctl`, `explain`: what answers is no daemon of this version."),
     ended(

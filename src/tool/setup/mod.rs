@@ -19,6 +19,7 @@ use std::path::Path;
 use self::installed::Installed;
 use self::plan::{Doors, Plan};
 use self::tools::{Known, Tools};
+use super::outcome::{error, unwritten};
 use crate::config::Settings;
 use crate::exit;
 use crate::front::address::Address;
@@ -60,7 +61,7 @@ impl Failed {
             Self::Settings(_) | Self::Refused(_) => exit::SETTINGS,
             Self::Permission => exit::PERMISSION,
             Self::Output(_) => exit::OUTPUT,
-            Self::Unheard(_) => exit::SYSTEM,
+            Self::Unheard(_) => exit::STATE,
         }
     }
 }
@@ -104,10 +105,12 @@ pub fn postfix(
 ) -> u8 {
     let doors = Doors::new(&settings.listen);
     done(&doors, folder, wanted, out, err).map_or_else(
-        |failed| {
-            // Where nobody reads standard error, the exit code must do.
-            let _ = writeln!(err, "postpone: {failed}");
-            failed.code()
+        |failed| match failed {
+            Failed::Unheard(why) => unwritten(err, &why),
+            failed => {
+                error(err, &failed);
+                failed.code()
+            }
         },
         |()| 0,
     )

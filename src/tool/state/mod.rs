@@ -45,7 +45,7 @@ pub enum Trouble {
     /// It cannot be written where it should be.
     Output(String),
     /// Nobody reads what is written.
-    Unheard,
+    Unheard(io::Error),
 }
 
 impl From<Wrong> for Trouble {
@@ -61,7 +61,7 @@ impl From<Wrong> for Trouble {
 impl From<io::Error> for Trouble {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            ErrorKind::BrokenPipe => Self::Unheard,
+            ErrorKind::BrokenPipe => Self::Unheard(error),
             _ => Self::Output(format!("it cannot be written: {error}")),
         }
     }
