@@ -113,6 +113,10 @@ impl Address {
         let (written_to, told_to) = (written.place.clone(), Place::of(&told));
         match (written_to, told_to) {
             _ if told.local.is_empty() => written,
+            // A backslash is left of what the client has written, if anything.
+            (Place::Unknown, _) if told.domain.is_none() && !mailbox::encloses(&told.local) => {
+                Self::at(told, Place::Here)
+            }
             // It is what the MTA has arrived at: it looks for no other address within.
             (Place::Unknown | Place::Here, Place::Named | Place::Unknown) => {
                 let end = told.domain.as_deref().map(|name| domain::canonical(name).into_owned());
@@ -121,7 +125,6 @@ impl Address {
                     None => written,
                 }
             }
-            (Place::Unknown, Place::Here) if !told.odd => Self::at(told, Place::Here),
             (Place::Named, Place::Named | Place::Unknown) => {
                 let end = told.domain.as_deref().map(domain::canonical).unwrap_or_default();
                 match end == written.domain() || !domain::is_qualified(&end) {
@@ -437,6 +440,7 @@ mod tests {
             // Sendmail, of a user of the host.
             ("<user@bank.example>", "user", "user@bank.example", bank),
             ("<bank.example!user>", "user", "user", Here),
+            ("<us\\er@bank.example>", "us\\er", "user", Here),
             // By a table of Sendmail's.
             (
                 "<info@a.example>",

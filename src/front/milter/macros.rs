@@ -122,7 +122,11 @@ impl OfRecipient {
             Some(b"error") => {
                 Self { fate: Some(refused_for(host.unwrap_or_default())), mailbox: None }
             }
-            _ => Self { fate: None, mailbox: mailbox.map(ClientText::new) },
+            _ => {
+                // Without a domain it is a user of the host, but only where the host delivers it.
+                let whole = |mailbox: &&[u8]| mailer == Some(b"local") || mailbox.contains(&b'@');
+                Self { fate: None, mailbox: mailbox.filter(whole).map(ClientText::new) }
+            }
         }
     }
 }
@@ -204,8 +208,13 @@ mod tests {
             let words = ["{rcpt_mailer}", mailer, "{rcpt_addr}", "user@example.org"];
             told(b'R', &words).recipient.mailbox
         };
-        assert_eq!(mailbox("local").unwrap().as_str(), "user@example.org");
+        assert_eq!(mailbox("virtual").unwrap().as_str(), "user@example.org");
         assert_eq!(mailbox("error"), None);
+        let user = |mailer| {
+            told(b'R', &["{rcpt_mailer}", mailer, "{rcpt_addr}", "user"]).recipient.mailbox
+        };
+        assert_eq!(user("local").unwrap().as_str(), "user");
+        assert_eq!(user("uucp"), None);
     }
 
     #[test]
