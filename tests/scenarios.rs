@@ -75,6 +75,7 @@ scenarios! {
     load
     maintenance
     messages
+    names
     networks
     patience_access
     patience_behaviour
@@ -103,6 +104,7 @@ scenarios! {
     submission
     submission_host
     told
+    translated
     unknown_recipients
     unknown_recipients_domain
     unknown_recipients_flood

@@ -175,7 +175,7 @@ fn a_line_that_cannot_be_read_is_told_with_its_number_and_what_came_before_it_is
     for (bad, expected) in [
         ("hello", "expected value"),
         (r#"{"table":"passed"}"#, "missing field `key`"),
-        (&good.replace("passed", "passes"), "the table is one of maintenance, allowed, senders, "),
+        (&good.replace("passed", "passes"), "the table is one of maintenance, allowed, names, "),
         (&good.replace("f000", "f00"), "the key has 32 hexadecimal digits"),
         (&good.replace("until", "till"), "unknown field `till`, expected `until`"),
         (&good.replace("2100-01-01T", "tomorrow "), "expected a time such as"),

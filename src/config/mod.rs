@@ -427,7 +427,7 @@ impl Settings {
                     &self.server.own_names,
                     &self.server.recipient_delimiter,
                 ),
-                client: self.client,
+                client: self.client.clone(),
                 access: access::Access::new(&self.access, |path| fs::read_to_string(path))?,
                 limits: &self.limit,
                 greylist: &self.greylist,

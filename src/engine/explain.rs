@@ -129,7 +129,7 @@ impl Engine {
 
     /// A client of whom nothing but the address is known, and perhaps the name.
     fn client(&self, address: IpAddr) -> Client {
-        let client = Client::new(address);
+        let client = self.policy.load().recognised(Client::new(address), self.clock.now());
         match self.recent.name(client.address()) {
             Some(name) => client.named(&name),
             None => client.of_unsure_name(),
@@ -144,7 +144,7 @@ impl Engine {
             ends: Ends::Seen,
             rehearsal: true,
         };
-        Visitor::new(policy, client, Arrival::Open, door)
+        Visitor::new(policy, self.clock.now(), client, Arrival::Open, door)
     }
 }
 

@@ -50,7 +50,14 @@ pub(super) struct Visitor {
 
 impl Visitor {
     /// Of whom nothing has been looked up yet.
-    pub(super) fn new(policy: &Policy, client: Client, arrival: Arrival, door: Door) -> Self {
+    pub(super) fn new(
+        policy: &Policy,
+        now: Time,
+        client: Client,
+        arrival: Arrival,
+        door: Door,
+    ) -> Self {
+        let client = policy.recognised(client, now);
         Self {
             network: policy.network(client.address()),
             pool: OnceCell::new(),
@@ -134,7 +141,7 @@ impl Session {
         engine.telemetry.session_begun(door.ends);
         let taken = engine.take(&client, door.ends, now);
         let arrival = taken.map_or(Arrival::Open, |(_, arrival)| arrival);
-        let visitor = Visitor::new(&policy, client, arrival, door);
+        let visitor = Visitor::new(&policy, now, client, arrival, door);
         Self {
             engine: engine.clone(),
             policy,

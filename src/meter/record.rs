@@ -179,6 +179,11 @@ impl<'a> Parts<'a> {
         self.bytes().map(|bytes| Time::from_nanos(u64::from_le_bytes(bytes)))
     }
 
+    /// All bytes that are left.
+    pub fn rest(self) -> &'a [u8] {
+        self.0
+    }
+
     /// What was read, if there is nothing left.
     pub fn end<T>(self, read: T) -> Option<T> {
         self.0.is_empty().then_some(read)

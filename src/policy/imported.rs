@@ -79,8 +79,9 @@ impl Imports {
             return false;
         }
         let (Some(sender), Some(recipient)) = (cx.sender(), cx.recipient()) else { return false };
-        let sender = sender.as_str().to_ascii_lowercase();
-        let recipient = recipient.as_str().to_ascii_lowercase();
+        // They were told by Postfix, without quotes.
+        let sender = sender.without_quotes().to_ascii_lowercase();
+        let recipient = recipient.without_quotes().to_ascii_lowercase();
         let triplet = format!("{}/{recipient}", postgrey_sender(&sender));
         let (name, domain) = sqlgrey_sender(&sender, &recipient);
         let address = format!("{name}@{domain}");

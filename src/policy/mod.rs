@@ -15,6 +15,7 @@ pub mod keys;
 pub mod limit;
 pub mod load;
 pub mod maintenance;
+pub mod names;
 pub mod patience;
 pub mod recipients;
 pub mod signal;
@@ -38,9 +39,10 @@ use crate::meter::key::{Key, KeyMaker, Secret};
 use crate::meter::table::{Kept, Size};
 use crate::setting::{Complaint, Mode};
 use crate::smtp::address::Address;
-use crate::smtp::client::{Network, Prefixes};
+use crate::smtp::client::{Client, Network, Prefixes};
 use crate::smtp::event::{Event, Fate};
 use crate::smtp::reply::{Action, Code, Enhanced};
+use crate::smtp::translation::Translation;
 
 /// What the signals remember. It outlives every policy.
 pub struct Memory {
@@ -55,6 +57,8 @@ pub struct Memory {
     pub load: load::Memory,
     /// When it is being worked on.
     pub maintenance: maintenance::Memory,
+    /// What clients were called.
+    pub names: names::Memory,
     /// Who is let through by hand.
     pub allowed: allowed::Memory,
     /// What is taken out by hand. A restart ends it.
@@ -80,6 +84,7 @@ impl Memory {
             behaviour: behaviour::Memory::new(bounds),
             load: load::Memory::new(bounds),
             maintenance: maintenance::Memory::new(secret),
+            names: names::Memory::new(secret, bounds.max_clients),
             allowed: allowed::Memory::new(secret),
             by_hand: by_hand::Memory::default(),
         }
@@ -97,12 +102,14 @@ impl Memory {
         self.behaviour.sweep(now, parts);
         self.load.sweep(now, parts);
         self.maintenance.sweep(now);
+        self.names.sweep(now, parts);
         self.allowed.sweep(now);
     }
 
     /// What every table has come to, by its name.
     pub fn sizes(&self) -> impl Iterator<Item = (&'static str, Size)> {
-        let others = [self.load.size(), self.maintenance.size(), self.allowed.size()];
+        let others =
+            [self.load.size(), self.maintenance.size(), self.allowed.size(), self.names.size()];
         let (limits, greylist) = (self.limits.sizes(), self.greylist.sizes());
         limits.into_iter().chain(greylist).chain(self.behaviour.sizes()).chain(others)
     }
@@ -122,25 +129,28 @@ impl Memory {
 
     /// What outlives the process, by the table's name: what is missed most comes first.
     pub fn kept(&self) -> impl Iterator<Item = (&'static str, Arc<dyn Kept>)> {
-        let by_hand = [self.maintenance.kept(), self.allowed.kept()];
+        // Pools hang on names.
+        let first = [self.maintenance.kept(), self.allowed.kept(), self.names.kept()];
         let (limits, greylist) = (self.limits.kept(), self.greylist.kept());
-        by_hand.into_iter().chain(self.behaviour.kept()).chain(limits).chain(greylist)
+        first.into_iter().chain(self.behaviour.kept()).chain(limits).chain(greylist)
     }
 }
 
 /// `[client]`: what a client counts under.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ClientParams {
     /// Leading bits of an IPv4 address that make its network.
     pub ipv4_prefix: u8,
+    /// Networks of IPv6 in which IPv4 addresses stand.
+    pub nat64: Vec<Translation>,
     /// Leading bits of an IPv6 address that make its network.
     pub ipv6_prefix: u8,
 }
 
 impl Default for ClientParams {
     fn default() -> Self {
-        Self { ipv4_prefix: 32, ipv6_prefix: 64 }
+        Self { ipv4_prefix: 32, nat64: vec![Translation::WELL_KNOWN], ipv6_prefix: 64 }
     }
 }
 
@@ -166,6 +176,8 @@ pub struct Policy {
     pub help_url: Box<str>,
     most_refusals: u32,
     prefixes: Prefixes,
+    nat64: Vec<Translation>,
+    names: names::Memory,
     recipients: Recipients,
     /// Begins the key of every part.
     parts: KeyMaker,
@@ -232,6 +244,8 @@ impl Policy {
             help_url: parts.help_url.into(),
             most_refusals: parts.most_refusals,
             prefixes: Prefixes { ipv4: parts.client.ipv4_prefix, ipv6: parts.client.ipv6_prefix },
+            nat64: parts.client.nat64,
+            names: memory.names.clone(),
             recipients: parts.recipients,
             parts: memory.secret().key("part"),
             load,
@@ -254,6 +268,12 @@ impl Policy {
     /// Refusals in a session that its MTA bears.
     pub fn most_refusals(&self) -> u32 {
         self.most_refusals
+    }
+
+    /// A client as it is known here: by its IPv4 address, where it stands in an IPv6 one, and by its
+    /// last name while the present one is unsure.
+    pub fn recognised(&self, client: Client, now: Time) -> Client {
+        self.names.recall(client.translated_by(&self.nat64), now)
     }
 
     /// What a client counts under.
@@ -476,6 +496,7 @@ impl Policy {
         for signal in &self.signals {
             signal.settle(cx, decision, ledger);
         }
+        self.names.note(cx);
     }
 
     #[cfg(test)]

@@ -191,6 +191,15 @@ impl Address {
         self.text.rsplit_once('@').filter(|(_, domain)| !domain.ends_with('"'))
     }
 
+    /// The same without quotes, as Postfix tells it to a policy service.
+    pub fn without_quotes(&self) -> Cow<'_, str> {
+        if !self.text.starts_with('"') {
+            return Cow::Borrowed(&self.text);
+        }
+        let Mailbox { local, domain, .. } = Mailbox::written(&self.text);
+        Cow::Owned(domain.map_or(local.to_string(), |domain| format!("{local}@{domain}")))
+    }
+
     /// Where mail to it goes.
     pub fn destination(&self) -> Destination<'_> {
         match &self.place {

@@ -6,11 +6,12 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::address::ClientText;
+use super::translation::{self, Translation};
 
 /// A client and what it has told about itself in this session.
 #[derive(Clone, Debug)]
 pub struct Client {
-    /// Its address; an IPv4 address mapped into IPv6 is the IPv4 address (RFC 4291, 2.5.5.2).
+    /// Its address, the one of IPv4 where it stands in one of IPv6.
     address: IpAddr,
     /// The port it comes from, where that is known.
     pub port: Option<u16>,
@@ -29,17 +30,22 @@ pub struct Client {
 enum Name {
     /// It is forward-confirmed; in lower case.
     Confirmed(Box<str>),
+    /// It cannot be looked up now; this is what it was when it last could.
+    Last(Box<str>),
     /// It has none that is.
     None,
     /// It could not be looked up.
     Unsure,
+    /// It has none that is, or could not be looked up: the front is not told which. Perhaps this is
+    /// the name that its address leads to, unconfirmed.
+    Untold(Option<Box<str>>),
 }
 
 impl Client {
     /// A client by its address.
     pub fn new(address: IpAddr) -> Self {
         Self {
-            address: address.to_canonical(),
+            address: translation::canonical(address, &[]),
             port: None,
             name: Name::None,
             helo: None,
@@ -51,8 +57,7 @@ impl Client {
     /// The same with a forward-confirmed name.
     #[must_use]
     pub fn named(mut self, name: &str) -> Self {
-        let name = ClientText::new(name.trim_end_matches('.').as_bytes());
-        self.name = Name::Confirmed(name.as_str().to_ascii_lowercase().into());
+        self.name = Name::Confirmed(canonical_name(name).into());
         self
     }
 
@@ -62,17 +67,58 @@ impl Client {
         Self { name: Name::Unsure, ..self }
     }
 
+    /// The same, of which only is told that it has no confirmed name now, and perhaps the name that
+    /// its address leads to.
+    #[must_use]
+    pub fn of_untold_name(self, claimed: Option<&str>) -> Self {
+        let claimed = claimed.map(|name| canonical_name(name).into());
+        Self { name: Name::Untold(claimed), ..self }
+    }
+
+    /// The same under the name that it last had.
+    #[must_use]
+    pub fn last_named(self, name: Box<str>) -> Self {
+        Self { name: Name::Last(name), ..self }
+    }
+
+    /// The same where these translators stand between IPv4 and us.
+    #[must_use]
+    pub fn translated_by(self, translators: &[Translation]) -> Self {
+        Self { address: translation::canonical(self.address, translators), ..self }
+    }
+
     /// Its address, never an IPv4-mapped one.
     pub fn address(&self) -> IpAddr {
         self.address
     }
 
-    /// Its forward-confirmed name.
+    /// Its forward-confirmed name; while that is unsure the last one, if it is known.
     pub fn name(&self) -> Option<&str> {
         match &self.name {
-            Name::Confirmed(name) => Some(name),
-            Name::None | Name::Unsure => None,
+            Name::Confirmed(name) | Name::Last(name) => Some(name),
+            Name::None | Name::Unsure | Name::Untold(_) => None,
         }
+    }
+
+    /// Its name, if it is confirmed now.
+    pub fn confirmed_name(&self) -> Option<&str> {
+        match &self.name {
+            Name::Confirmed(name) => Some(name),
+            Name::Last(_) | Name::None | Name::Unsure | Name::Untold(_) => None,
+        }
+    }
+
+    /// The name that its address leads to, where no more is told.
+    pub fn claimed_name(&self) -> Option<&str> {
+        match &self.name {
+            Name::Untold(claimed) => claimed.as_deref(),
+            Name::Confirmed(_) | Name::Last(_) | Name::None | Name::Unsure => None,
+        }
+    }
+
+    /// Whether the name that it last had may count.
+    pub fn name_is_wanting(&self) -> bool {
+        matches!(self.name, Name::Unsure | Name::Untold(_))
     }
 
     /// Whether it may have a name that could not be looked up.
@@ -84,6 +130,12 @@ impl Client {
     pub fn authenticated(&self) -> bool {
         self.user.is_some()
     }
+}
+
+/// A name of a client, bounded.
+fn canonical_name(name: &str) -> String {
+    let name = ClientText::new(name.trim_end_matches('.').as_bytes());
+    name.as_str().to_ascii_lowercase()
 }
 
 /// How many leading bits of an address make the network under which a client counts.

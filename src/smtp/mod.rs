@@ -10,3 +10,4 @@ pub mod pool;
 pub mod reply;
 pub mod template;
 pub mod transaction;
+pub mod translation;

@@ -9,7 +9,7 @@
 //!
 //! - When, since the beginning: `+12s`, `+4m59s999ms`.
 //! - The session: its client's address, and a tag where a client has several.
-//! - Commands: `CONNECT [confirmed name]`, `HELO name`, `MAIL sender [SIZE=1KiB] [AUTH=user] [TLS]`
+//! - Commands: `CONNECT [confirmed name]` (`?` is a name that could not be looked up), `HELO name`, `MAIL sender [SIZE=1KiB] [AUTH=user] [TLS]`
 //!   (the session is encrypted), `RCPT recipient [REFUSED|UNKNOWN]` (the MTA itself has refused it,
 //!   or knows no such mailbox), `DATA`, `END [SIZE=1KiB]` (the message is complete), `RSET`, `QUIT`
 //!   (or just gone).
@@ -265,8 +265,10 @@ impl Stage {
             "CONNECT" => {
                 let address = who.split('#').next().unwrap_or(who).parse();
                 let mut client = Client::new(address.map_err(|_| format!("{who} is no address"))?);
-                if !argument.is_empty() {
-                    client = client.named(argument);
+                match argument {
+                    "" => {}
+                    "?" => client = client.of_unsure_name(),
+                    name => client = client.named(name),
                 }
                 let session = self.engine.session(client, self.settings.listen[0].door());
                 if self.sessions.insert(who.into(), session).is_some() {

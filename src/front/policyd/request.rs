@@ -100,6 +100,7 @@ impl<'a> Request<'a> {
         let (mut helo, mut sender, mut recipient) = (nothing, nothing, nothing);
         let (mut instance, mut recipient_count, mut size) = (nothing, nothing, nothing);
         let (mut user, mut encryption, mut context) = (nothing, nothing, nothing);
+        let mut claimed = nothing;
         let mut stress = false;
         for line in text.split(|byte| *byte == b'\n') {
             let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -114,6 +115,7 @@ impl<'a> Request<'a> {
                 b"client_address" => address = value,
                 b"client_port" => port = value,
                 b"client_name" => name = value,
+                b"reverse_client_name" => claimed = value,
                 b"helo_name" => helo = value,
                 b"sender" => sender = value,
                 b"recipient" => recipient = value,
@@ -139,9 +141,15 @@ impl<'a> Request<'a> {
         client.user = (!user.is_empty()).then(|| ClientText::new(user));
         client.tls = !encryption.is_empty();
         // Postfix says `unknown` where the name is not confirmed.
-        if !name.is_empty() && name != b"unknown" {
-            client = client.named(&String::from_utf8_lossy(name));
-        }
+        let is_name = |name: &[u8]| !name.is_empty() && name != b"unknown";
+        client = match is_name(name) {
+            true => client.named(&String::from_utf8_lossy(name)),
+            // Or its resolver has failed: it says the same in both cases.
+            false => {
+                let claimed = is_name(claimed).then(|| String::from_utf8_lossy(claimed));
+                client.of_untold_name(claimed.as_deref())
+            }
+        };
         let stage = match stage {
             b"CONNECT" => Stage::Connect,
             b"HELO" | b"EHLO" => Stage::Helo,
