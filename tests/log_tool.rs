@@ -7,8 +7,11 @@
 mod support;
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
+use std::thread;
 
 use support::Folder;
 use support::daemon::{Daemon, postpone};
@@ -94,6 +97,22 @@ fn without_a_file_it_is_the_journal() {
     let none = journal(&empty).env("PATH", "/nowhere").output().unwrap();
     assert_eq!(none.status.code(), Some(UNAVAILABLE));
     assert!(none.stderr.starts_with(b"error: journalctl: "), "{none:?}");
+}
+
+/// What answers in place of the daemon gives a byte now and then, or never ends: neither keeps `ctl`.
+#[test]
+fn an_answer_that_never_ends_is_given_up() {
+    let folder = Folder::new("log");
+    let socket = folder.path().join("control.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let flood = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        while stream.write_all(&[b'x'; 1 << 16]).is_ok() {}
+    });
+    let asked = postpone(&["ctl", "status", "--socket", socket.to_str().unwrap()]);
+    assert_eq!(asked.status.code(), Some(UNAVAILABLE));
+    assert!(String::from_utf8_lossy(&asked.stderr).contains("its answer has no end"), "{asked:?}");
+    flood.join().unwrap();
 }
 
 /// What `| head` does, when it has seen enough.

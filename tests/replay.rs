@@ -179,7 +179,7 @@ fn a_line_that_is_no_event_is_told_by_its_number() {
         let output = play(ENFORCE, &format!("{}\n{wrong}\n", clean(0.0, 0)));
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(65), "{wrong}: {said}");
-        assert!(said.starts_with("-:2: "), "{wrong}: {said}");
+        assert!(said.starts_with("error: -:2: "), "{wrong}: {said}");
         // What came before it was answered.
         assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 1, "{wrong}");
     }

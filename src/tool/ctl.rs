@@ -1,7 +1,8 @@
 //! `postpone ctl`: asks the running daemon, and says what it answers.
 
 use std::fmt::{self, Display, Formatter};
-use std::io::{self, BufRead, BufReader, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use super::lines::ending;
 use super::outcome::{error, unwritten};
 pub use super::status::Detail;
 use super::status::{status, time_and_rest};
+use crate::clock::Stopwatch;
 use crate::config::Control;
 use crate::exit;
 use crate::front::control::protocol::{
@@ -21,6 +23,10 @@ use crate::setting::OrNone;
 
 /// How long the daemon may take. It answers within milliseconds, but for what is to be on disk.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+/// The longest answer that is taken, in bytes: a status with hundreds of limits has some hundred
+/// thousand.
+const LONGEST: usize = 8 << 20;
 
 /// Where the daemon is found.
 pub struct Place<'a> {
@@ -143,13 +149,14 @@ impl Place<'_> {
 fn ask(path: &Path, request: &Request) -> Result<Answer, Failed> {
     let nobody = |error| Failed::Nobody(path.into(), error);
     let strange = |error: serde_json::Error| Failed::Strange(path.into(), error.to_string());
+    let begun = Stopwatch::start();
     let mut stream = dial(path, PATIENCE).map_err(nobody)?;
     let mut line = serde_json::to_vec(request).map_err(strange)?;
     line.push(b'\n');
     // Who turns us away does so before it reads; it has said why.
     let written = stream.write_all(&line);
     let mut answer = Vec::new();
-    match BufReader::new(stream).read_until(b'\n', &mut answer) {
+    match line_of(&mut stream, &mut answer, begun) {
         Ok(1..) => {}
         Ok(0) => {
             let gone = written.err().unwrap_or_else(|| ErrorKind::UnexpectedEof.into());
@@ -164,6 +171,31 @@ fn ask(path: &Path, request: &Request) -> Result<Answer, Failed> {
         Answer::Error(trouble) => Err(Failed::Said(trouble)),
         answer => Ok(answer),
     }
+}
+
+/// Reads a line, however slowly it comes within [`PATIENCE`] and however long it is up to
+/// [`LONGEST`].
+fn line_of(stream: &mut UnixStream, line: &mut Vec<u8>, begun: Stopwatch) -> io::Result<usize> {
+    let mut piece = [0; 16 << 10];
+    while !line.ends_with(b"\n") {
+        let rest = PATIENCE.saturating_sub(begun.elapsed());
+        if rest.is_zero() {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        stream.set_read_timeout(Some(rest))?;
+        let read = match stream.read(&mut piece) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            read => read?,
+        };
+        line.extend(&piece[..read]);
+        if line.len() > LONGEST {
+            return Err(io::Error::new(ErrorKind::InvalidData, "its answer has no end"));
+        }
+        if read == 0 {
+            break;
+        }
+    }
+    Ok(line.len())
 }
 
 fn tell(answer: Answer, form: Form, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
