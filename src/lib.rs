@@ -40,6 +40,10 @@
 //!   passes, is counted, and is told once in a while ([`engine::Engine::failed`]).
 //! - Nothing is charged before the decision is known, and what a session has taken is given back
 //!   when it is dropped.
+//! - A recipient is who it is, not how it is spelled: [`smtp::address::Address`] is one text for one
+//!   mailbox, and says where mail to it goes, as far as can be known
+//!   ([`smtp::address::Destination`]). Where it cannot, what any domain asks is asked of it, and what
+//!   any is spared is not spared ([`policy::recipients`]).
 //! - Nothing a client sends makes memory grow beyond a stated bound; each bound's documentation
 //!   says what is dropped.
 //! - A session keeps the policy it began with; a reload concerns those that follow.

@@ -126,11 +126,10 @@ impl Host {
         self.metric("postpone_failures_total", &[("kind", "state")])
     }
 
-    /// A session of this client, as far as its MAIL. Each client is a mail system of its own.
-    pub(crate) fn session(&self, client: u8, sender: &str) -> Result<Session, Told> {
-        let address = Ipv4Addr::new(198, 18, client, 7);
+    /// A session of this client, as far as its MAIL.
+    fn session(&self, client: Client, sender: &str) -> Result<Session, Told> {
         let door = self.settings.listen[0].door();
-        let mut session = self.engine.session(Client::new(address.into()), door);
+        let mut session = self.engine.session(client, door);
         for event in [
             Event::Connect,
             Event::Helo { name: ClientText::new(b"mx.example.net") },
@@ -148,8 +147,14 @@ impl Host {
         Ok(session)
     }
 
-    /// What a client hears that has a message for this recipient.
+    /// What a client hears that has a message for this recipient. Each client is a mail system of its
+    /// own.
     pub(crate) fn offer(&self, client: u8, recipient: &str) -> Result<(), Told> {
+        self.offer_of(Client::new(Ipv4Addr::new(198, 18, client, 7).into()), recipient)
+    }
+
+    /// The same of any client.
+    pub(crate) fn offer_of(&self, client: Client, recipient: &str) -> Result<(), Told> {
         let mut session = self.session(client, "sender@example.net")?;
         let address = Address::new(format!("{recipient}@example.org").as_bytes());
         match session.on(Event::Recipient { address, fate: Fate::Offered }) {

@@ -134,6 +134,11 @@ impl Shelf {
         self.state().dead
     }
 
+    /// As a version has left it that did not know this table.
+    pub(crate) fn without(&self, table: &str) {
+        self.state().kept.retain(|(name, _), _| name != table);
+    }
+
     pub(crate) fn put(&self, table: &str, key: RawKey, value: Vec<u8>) {
         self.state().kept.insert((table.into(), key), value);
     }

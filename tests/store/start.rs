@@ -12,6 +12,7 @@ use crate::host::{
 use crate::shelf::{Call, Entries, Fate, Gate, OpensAtLast, Shelf, Trouble};
 use crate::support::wait_until;
 use postpone::clock::Clock;
+use postpone::smtp::client::Client;
 
 /// Whoever reads one of these slices waits at the gate.
 fn unread(
@@ -77,6 +78,30 @@ fn while_it_reads_no_stranger_waits_and_who_waits_goes_on_waiting() {
     assert_eq!(host.offer(1, "anna"), Err(waits(DELAY - Duration::from_secs(100))));
     clock.advance(DELAY);
     assert_eq!(host.offer(1, "anna"), Ok(()));
+    host.stop().unwrap();
+}
+
+/// A folder that an earlier version has written knows no names yet: nothing is missing in it.
+#[test]
+fn a_name_outlives_the_process_and_a_folder_without_names_is_whole() {
+    let (shelf, clock) = (Shelf::default(), clock());
+    let client = || Client::new([192, 0, 2, 7].into());
+    let host = Host::started(&shelf, &clock, GREYLIST);
+    assert_eq!(host.offer_of(client().named("mx.example.net"), "anna"), Err(waits(DELAY)));
+    clock.advance(DELAY);
+    assert_eq!(host.offer_of(client().named("mx.example.net"), "anna"), Ok(()));
+    host.stop().unwrap();
+
+    let host = Host::started(&shelf, &clock, GREYLIST);
+    assert_eq!(host.offer_of(client().of_unsure_name(), "anna"), Ok(()));
+    assert_eq!(host.offer_of(client().of_untold_name(None), "anna"), Ok(()));
+    host.stop().unwrap();
+
+    shelf.without("names");
+    let host = Host::started(&shelf, &clock, GREYLIST);
+    assert_eq!(host.offer_of(client().of_unsure_name(), "anna"), Err(waits(DELAY)));
+    assert_eq!(host.offer_of(client().named("mx.example.net"), "anna"), Ok(()));
+    assert_eq!(host.offer_of(client().of_unsure_name(), "anna"), Ok(()));
     host.stop().unwrap();
 }
 
