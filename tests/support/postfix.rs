@@ -1,7 +1,7 @@
 //! A private Postfix on loopback: its own settings, queue, log and mailbox in a temporary folder,
-//! no DNS, no limits of its own, run as our child and gone with the value. Debian's package is not
-//! installed but unpacked, so whatever MTA the host has stays as it is. It needs root, as every
-//! Postfix does.
+//! no DNS, its limits at their defaults, run as our child and gone with the value. Debian's
+//! package is not installed but unpacked, so whatever MTA the host has stays as it is. It needs
+//! root, as every Postfix does.
 
 use super::{Folder, debian, free_port, wait_until};
 use rustix::process::{Pid, Signal, geteuid, kill_process_group};
@@ -283,14 +283,6 @@ virtual_gid_maps = static:{gid}
 smtpd_peername_lookup = no
 smtpd_authorized_xclient_hosts = 127.0.0.0/8
 smtpd_relay_restrictions = permit_sasl_authenticated, reject_unauth_destination
-# Only postpone throttles here.
-smtpd_client_connection_count_limit = 0
-smtpd_client_connection_rate_limit = 0
-smtpd_client_event_limit_exceptions = 127.0.0.0/8
-smtpd_error_sleep_time = 0
-smtpd_soft_error_limit = 1000
-smtpd_hard_error_limit = 1000
-smtpd_junk_command_limit = 1000
 ",
             uid = id("passwd", OWNER),
             gid = id("group", OWNER),
