@@ -159,6 +159,64 @@ fn a_step_at_which_nothing_can_be_said_costs_no_round_trip() {
     }
 }
 
+/// Else a client would be let in that was to be refused.
+#[test]
+fn where_data_is_left_out_it_is_never_refused_though_it_comes() {
+    let limit = |count: &str, more: &str| {
+        let per = "per = [\"network\"]";
+        format!("[[limit]]\nname = \"{count}\"\ncount = \"{count}\"\n{per}\n{more}\n")
+    };
+    let quotas = ["connections", "messages", "recipients", "unknown_recipients"];
+    let distinct = ["distinct_senders", "distinct_recipients", "distinct_helos"];
+    let mut policies: Vec<_> =
+        quotas.map(|count| limit(count, "quota = \"1/1h\"")).into_iter().collect();
+    policies.extend(distinct.map(|count| limit(count, "max = 1\nwindow = \"1h\"")));
+    policies.push(limit("bytes", "quota = \"1KiB/1h\""));
+    policies.push(limit("sessions", "max = 1"));
+    policies.push(GREYLIST.to_owned());
+    policies.push(GREYLIST.replace("reply = \"451", "reply = \"421"));
+    policies.push("[access]\ndeny = [\"192.0.2.0/24\"]\n".to_owned());
+    policies
+        .push("[[access.require]]\nrecipient_domain = \"example.org\"\ntls = true\n".to_owned());
+    policies.push("[behaviour]\nmode = \"enforce\"\n".to_owned());
+    let mut refused_at_data = 0;
+    for policy in &policies {
+        for speak in ["helo", "mail"] {
+            let front = Front::speaking(speak, policy);
+            let (_, options, _) = agreed(&front, VERSION, ALL_ACTIONS, ALL_OPTIONS);
+            for number in 0..3 {
+                let answer = reach_data(&front, speak, number);
+                if options & NO_DATA != 0 {
+                    assert!(answer.is_none_or(|said| said == "continue"), "{policy}");
+                } else {
+                    refused_at_data += u32::from(answer.is_some_and(|said| said != "continue"));
+                }
+            }
+            front.ended();
+        }
+    }
+    assert!(refused_at_data > 0, "where it is not left out it may be");
+}
+
+/// What is said at DATA, where a client gets so far.
+fn reach_data(front: &Front, speak: &str, number: usize) -> Option<String> {
+    let mut mta = Mta::with_client(&front.endpoint, "192.0.2.7");
+    match speak {
+        "mail" => mta.tell(&helo(&format!("mx{number}.example.net"))),
+        _ if mta.ask(&helo(&format!("mx{number}.example.net"))) != "continue" => return None,
+        _ => {}
+    }
+    if mta.ask(&mail_with(&format!("a{number}@example.net"), &["SIZE=1000"])) != "continue" {
+        return None;
+    }
+    mta.tell(&macros(b'R', &["{rcpt_mailer}", "error", "{rcpt_host}", "5.1.1"]));
+    mta.ask(&rcpt("nobody@example.org"));
+    mta.tell(&macros(b'R', &["{rcpt_mailer}", "local"]));
+    let to = [format!("b{number}@example.org"), "c@example.org".into()];
+    let accepted = to.map(|to| mta.ask(&rcpt(&to)) == "continue");
+    accepted.contains(&true).then(|| mta.ask(&data()))
+}
+
 #[test]
 fn only_what_the_mta_offers_is_negotiated() {
     let front = Front::start(GREYLIST);

@@ -273,6 +273,28 @@ fn greylisting_by_421_speaks_at_data_when_every_recipient_was_seen() {
     sendmail.delivered(&["one", "two"]);
 }
 
+/// There nobody waits for our answer to HELO, and what HELO brought up is said at MAIL.
+#[test]
+fn a_listener_for_users_speaks_at_mail_and_hears_helo_all_the_same() {
+    let per_helo = "[[limit]]\nname = \"names\"\ncount = \"distinct_helos\"\nper = [\"network\"]\n\
+                    max = 1\nwindow = \"1h\"\n";
+    let daemon = Daemon::speaking("mail", per_helo);
+    let sendmail = Sendmail::with_milter(&daemon.endpoint);
+    let mut first = greeted(&sendmail, ANNA);
+    first.deliver(SENDER, &["one"]);
+    first.deliver(SENDER, &["two"]);
+    first.quit();
+    let mut second = Client::connect(sendmail.smtp, ANNA);
+    second.greeting.clone().expect(220);
+    second.say("HELO another.example.net").expect(250);
+    let reply = second.mail(SENDER);
+    told(reply, second, "4.7.0", "");
+    daemon.decision(&[("action", "close"), ("limit", "names"), ("event", "mail")]);
+    visit(&sendmail, BERT, "three");
+    sendmail.delivered(&["one", "two", "three"]);
+    assert_eq!(daemon.metric("postpone_failures_total", &[]), 0.0);
+}
+
 #[test]
 fn an_ipv6_client_is_limited_as_well() {
     let (daemon, sendmail) = mx(&velocity("1/1h", ""));

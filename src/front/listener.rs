@@ -8,21 +8,20 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net as unix;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustix::fs::Mode;
 use rustix::net::{self, sockopt};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::address::Address;
 use super::socket_file::{self, Ownership};
+use super::transport::Transport;
 use crate::engine::Engine;
 use crate::telemetry::Failure;
 
@@ -165,14 +164,14 @@ impl Serving {
     }
 }
 
+/// How long accept rests after an error that another attempt would meet again at once: as a rule
+/// EMFILE, until a session has ended.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 enum Socket {
     Inet(TcpListener),
     Unix(UnixListener),
 }
-
-/// How long accept rests after an error that another attempt would meet again at once: as a rule
-/// EMFILE, until a session has ended.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 impl Socket {
     fn new(bound: Bound) -> io::Result<Self> {
@@ -207,58 +206,45 @@ impl Socket {
     }
 }
 
-/// A connection of either kind.
-pub enum Transport {
-    /// Over TCP.
-    Inet(TcpStream),
-    /// Over a unix socket.
-    Unix(UnixStream),
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpStream;
 
-impl Transport {
-    /// Writes as much as the kernel takes now.
-    pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Inet(stream) => stream.try_write(bytes),
-            Self::Unix(stream) => stream.try_write(bytes),
-        }
-    }
-}
-
-impl AsyncRead for Transport {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Inet(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Transport {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Inet(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+    fn bound() -> (std::net::TcpListener, std::net::SocketAddr) {
+        let address = Address::Inet(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
+        match Bound::bind(&address, &Ownership::default()).unwrap() {
+            Bound::Inet(listener) => {
+                let at = listener.local_addr().unwrap();
+                (listener, at)
+            }
+            Bound::Unix(_) => panic!("a port was to be bound"),
         }
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // The kernel has it; there is nothing of ours to flush.
-        Poll::Ready(Ok(()))
+    /// Else its sessions would be open, and counted, until the kernel gives up: two hours.
+    #[test]
+    fn a_host_that_lost_power_gives_its_sessions_back_within_40_seconds() {
+        let (listener, at) = bound();
+        let _mta = TcpStream::connect(at).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        assert!(sockopt::tcp_nodelay(&accepted).unwrap());
+        assert!(sockopt::socket_keepalive(&accepted).unwrap());
+        let user_timeout_ms = sockopt::tcp_user_timeout(&accepted).unwrap();
+        let idle = sockopt::tcp_keepidle(&accepted).unwrap();
+        let interval = sockopt::tcp_keepintvl(&accepted).unwrap();
+        let gone = Duration::from_millis(user_timeout_ms.into()).max(idle) + interval;
+        assert!(user_timeout_ms > 0 && gone < Duration::from_secs(40), "{gone:?}");
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Inet(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+    /// Rust's own backlog is 128, the kernel's bound 4,096 by default.
+    #[test]
+    fn more_than_a_few_hundred_connections_may_wait() {
+        let (_listener, at) = bound();
+        let soon = Duration::from_secs(5);
+        let connect = |_| TcpStream::connect_timeout(&at, soon).expect("there is room to wait");
+        let waiting: Vec<_> = (0..400).map(connect).collect();
+        assert_eq!(waiting.len(), 400);
     }
 }

@@ -9,3 +9,4 @@ pub mod milter;
 pub mod passed;
 pub mod policyd;
 pub mod socket_file;
+pub mod transport;

@@ -13,13 +13,14 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::sync::watch;
 use tokio::time::interval;
 
 pub use self::desk::Desk;
 use self::request::{Action, Garbage, Request};
-use super::listener::{Bound, Serving, Transport};
+use super::listener::{Bound, Serving};
+use super::transport::Transport;
 use crate::engine::{Door, Engine};
 
 /// The longest request taken, in bytes. Postfix's own are below 4 KiB.
@@ -108,7 +109,7 @@ async fn converse(
         answer.clear();
         // A string takes everything.
         let _ = write!(answer, "action={action}\n\n");
-        let written = stream.write_all(answer.as_bytes()).await;
+        let written = stream.get_ref().write_all(answer.as_bytes()).await;
         if written.is_err() || garbage >= MOST_GARBAGE || stopped {
             return;
         }

@@ -21,12 +21,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
-use tokio::time::{sleep, timeout};
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::time::sleep;
 
 use self::talk::{Heard, House, Talk};
 use self::wire::Nonsense;
-use super::listener::{Bound, Serving, Transport};
+use super::listener::{Bound, Serving};
+use super::transport::Transport;
 use crate::engine::{Door, Engine};
 use crate::telemetry::Failure;
 
@@ -48,10 +49,6 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(2 * 3_600);
 /// How often it is looked whether a connection is silent: not a timer a frame.
 const LOOK_EVERY: Duration = Duration::from_secs(600);
 
-/// How long a write may get no further. What we say is so little that the kernel takes it at once;
-/// an MTA that lets it pile up does not read.
-const LONGEST_STALL: Duration = Duration::from_secs(10);
-
 /// What is read at once: more than an MTA says at a step.
 const READ: usize = 4 << 10;
 
@@ -60,6 +57,11 @@ const STEP: usize = 4 << 10;
 
 /// Room for answers that a connection keeps: those of nearly every step.
 const KEPT: usize = 256;
+
+/// The most memory that one connection takes, in bytes, whatever its MTA says: half of the longest
+/// frame (72 KiB), answers that wait to be written (20 KiB), what macros have told (1 KiB), and the
+/// session with what it must give back, above all 1,024 charges of a message for many domains.
+pub const WORST_SESSION: usize = 192 << 10;
 
 /// The MTA that says no more, or to which nothing more is said.
 #[derive(Debug)]
@@ -164,22 +166,12 @@ impl Connection {
     }
 
     async fn write(&mut self) -> Result<(), End> {
-        let mut said = 0;
-        while said < self.out.len() {
-            said += match self.transport.try_write(&self.out[said..]) {
-                Ok(more) => more,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    match timeout(LONGEST_STALL, self.transport.write(&self.out[said..])).await {
-                        Ok(Ok(more @ 1..)) => more,
-                        Ok(Ok(0) | Err(_)) => return Err(End::Gone),
-                        Err(_) => return Err(End::Stalled),
-                    }
-                }
-                Err(_) => return Err(End::Gone),
-            };
-        }
+        let written = self.transport.write_all(&self.out).await;
         self.out.clear();
         self.out.shrink_to(KEPT);
-        Ok(())
+        written.map_err(|error| match error.kind() {
+            io::ErrorKind::TimedOut => End::Stalled,
+            _ => End::Gone,
+        })
     }
 }
