@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use support::daemon::Daemon;
-use support::mx::{ANNA, SENDER};
+use support::mx::{ANNA, SENDER, greylist};
 use support::postfix::{Postfix, Settings};
 use support::sendmail::Sendmail;
 use support::smtp::{Client, Reply};
@@ -238,4 +238,23 @@ fn a_policy_service_asks_where_it_cannot_see() {
     let asking = Postfix::plain().with_policy_service(&daemon.policy_endpoint, &["recipient"]);
     let postfix = own_users(asking).start();
     asks_of_no_other(postfix.smtp, postfix_makes, |seen| seen == Plain);
+}
+
+#[test]
+fn what_has_passed_at_one_door_is_known_at_the_other_however_it_is_spelled() {
+    let daemon = Daemon::milter_and_policy_service(&greylist(""));
+    let milter = own_users(Postfix::with_milter(&daemon.endpoint)).start();
+    let asking = Postfix::plain().with_policy_service(&daemon.policy_endpoint, &["recipient"]);
+    let policy = own_users(asking).start();
+    let asks = |smtp: SocketAddr, sender: &str, recipient: &str| {
+        let mut client = Client::connect(smtp, ANNA);
+        client.ehlo().expect(250);
+        client.say(&format!("MAIL FROM:{sender}")).expect(250);
+        client.say(&format!("RCPT TO:{recipient}")).code
+    };
+    let first = |smtp| asks(smtp, "<\"john doe\"@example.net>", "<one@example.org>");
+    assert_eq!(first(milter.smtp), 451);
+    wait_until("the retry to pass at the milter", || (first(milter.smtp) == 250).then_some(()));
+    assert_eq!(asks(policy.smtp, "<\"John Doe\"@Example.net.>", "<ONE+tag@EXAMPLE.org.>"), 250);
+    assert_eq!(asks(policy.smtp, "<\"jane doe\"@example.net>", "<one@example.org>"), 451);
 }
