@@ -112,7 +112,8 @@ fn status_tells_what_has_happened() {
     for line in ["sessions      0 open", "load          normal", "failures      frame 1"] {
         assert!(text.lines().any(|told| told == line), "{line}: {text}");
     }
-    for begin in ["settings      /", "in force      enforce access, ", "last asked    by an MTA "] {
+    for begin in ["settings      /", "in force      enforced: access, ", "last asked    by an MTA "]
+    {
         assert!(text.lines().any(|told| told.starts_with(begin)), "{begin}: {text}");
     }
     assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
@@ -159,7 +160,7 @@ fn status_tells_that_the_last_reload_was_refused_and_why_until_one_is_done() {
     let another = ONE_MESSAGE.replace("velocity", "speed");
     daemon.rewrite(&another);
     let said = daemon.told(&["reload"]);
-    assert!(said.contains("\nin force: enforce access, maintenance, load, speed"), "{said}");
+    assert!(said.contains("\nenforced: access, maintenance, load, speed"), "{said}");
     let told = status(&daemon);
     assert_eq!(told["settings"]["refused"], Value::Null);
     assert!(told["settings"]["loaded"].as_str() > before.as_str(), "{told}");

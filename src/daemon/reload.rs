@@ -14,13 +14,14 @@ use crate::setting::{Complaint, Mode, Severity};
 
 /// What is in force, in one line.
 pub(super) fn in_force(engine: &Engine) -> String {
-    let rules = engine.rules();
-    let of_mode = |mode: Mode| {
+    let rules = engine.own_rules();
+    let of_mode = |(mode, is): (Mode, &str)| {
         let names = rules.iter().filter(|(_, its)| *its == mode).map(|(name, _)| &**name);
         let names: Vec<_> = names.collect();
-        (!names.is_empty()).then(|| format!("{} {}", mode.name(), names.join(", ")))
+        (!names.is_empty()).then(|| format!("{is}: {}", names.join(", ")))
     };
-    [Mode::Enforce, Mode::Shadow].into_iter().filter_map(of_mode).collect::<Vec<_>>().join("; ")
+    let modes = [(Mode::Enforce, "enforced"), (Mode::Shadow, "in shadow")];
+    modes.into_iter().filter_map(of_mode).collect::<Vec<_>>().join("; ")
 }
 
 /// Puts the settings of the file in force. A bad file changes nothing.

@@ -27,9 +27,19 @@ impl Engine {
         self.memory.by_hand.all(self.clock.now())
     }
 
+    /// Every rule in force, with the mode that it is in by the settings.
+    pub fn own_rules(&self) -> Vec<(Arc<str>, Mode)> {
+        self.policy.load().rules(self.clock.now())
+    }
+
     /// Every rule in force, with the mode that it is in now.
     pub fn rules(&self) -> Vec<(Arc<str>, Mode)> {
-        self.policy.load().rules(self.clock.now())
+        let (now, by_hand) = (self.clock.now(), &self.memory.by_hand);
+        let in_force = |(rule, own): (Arc<str>, Mode)| {
+            let mode = by_hand.mode(&rule, own, now);
+            (rule, mode)
+        };
+        self.own_rules().into_iter().map(in_force).collect()
     }
 
     /// Forgets what is over, and tells what has begun or ended.

@@ -100,7 +100,7 @@ impl Memory {
     }
 
     /// The mode of a rule, whose own this is.
-    pub(super) fn mode(&self, rule: &str, own: Mode, now: Time) -> Mode {
+    pub fn mode(&self, rule: &str, own: Mode, now: Time) -> Mode {
         match own {
             Mode::Enforce if self.covers(rule, now) => Mode::Shadow,
             own => own,

@@ -468,7 +468,7 @@ impl Policy {
         }
     }
 
-    /// Every rule in force and its mode, in the order in which they are asked.
+    /// Every rule in force and its own mode, in the order in which they are asked.
     pub fn rules(&self, now: Time) -> Vec<(Arc<str>, Mode)> {
         let always = [Reason::Access, Reason::Maintenance].map(|reason| (reason, Mode::Enforce));
         let load = (Reason::Load, self.load.params().mode);
@@ -478,8 +478,7 @@ impl Policy {
         let named = |(reason, mode): (Reason, Mode)| (Arc::from(reason.name()), mode);
         let last = greylist.into_iter().chain(behaviour).map(named);
         let all = first.map(named).chain(self.limits.modes()).chain(last);
-        let all = all.filter(|(_, own)| *own != Mode::Off);
-        all.map(|(rule, own)| (rule.clone(), self.by_hand.mode(&rule, own, now))).collect()
+        all.filter(|(_, own)| *own != Mode::Off).collect()
     }
 
     /// Takes note of what was decided: the only writer.

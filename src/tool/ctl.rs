@@ -240,7 +240,8 @@ fn tell_lifted(told: &LiftedNow, out: &mut dyn Write, err: &mut dyn Write) -> io
         (None, Some(when)) => writeln!(
             out,
             "bypass {when}: everything passes\n\
-             access, load and maintenance refuse nobody either; the log says what they would have\n\
+             access, load and maintenance refuse nobody either; the log says what would\n\
+             have been refused\n\
              it ends by itself, by `postpone ctl bypass off`, and when the daemon is restarted"
         ),
         (None, None) => writeln!(out, "no bypass: the rules hold again"),
@@ -248,8 +249,8 @@ fn tell_lifted(told: &LiftedNow, out: &mut dyn Write, err: &mut dyn Write) -> io
             out,
             "{rule} is a shadow {when}\n\
              it refuses nobody; the log says what it would have refused\n\
-             it ends by itself, by `postpone ctl shadow {rule} --off`, and when the daemon is\n\
-             restarted"
+             it ends by itself, by `postpone ctl shadow {rule} --off`,\n\
+             and when the daemon is restarted"
         ),
         (Some(rule), None) => writeln!(out, "{rule} holds again, as the settings say"),
     }
@@ -261,7 +262,7 @@ fn tell_reload(told: &Reloaded, out: &mut dyn Write, err: &mut dyn Write) -> io:
         return writeln!(err, "error: {}: not reloaded, nothing has changed", told.file);
     }
     writeln!(out, "{}: reloaded", told.file)?;
-    writeln!(out, "in force: {}", told.in_force)?;
+    writeln!(out, "{}", told.in_force)?;
     if !told.restart.is_empty() {
         writeln!(out, "takes effect only at a restart: {}", told.restart.join(", "))?;
     }

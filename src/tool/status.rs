@@ -195,14 +195,14 @@ fn decisions(f: &mut Formatter<'_>, told: &Status, detail: Detail) -> fmt::Resul
 
 fn rule(f: &mut Formatter<'_>, rule: &Rule) -> fmt::Result {
     let (of_mode, other, others) = match rule.mode {
-        Mode::Shadow => (rule.shadowed, rule.refused, "enforce"),
-        Mode::Enforce | Mode::Off => (rule.refused, rule.shadowed, "shadow"),
+        Mode::Shadow => (rule.shadowed, rule.refused, "while it was enforced"),
+        Mode::Enforce | Mode::Off => (rule.refused, rule.shadowed, "while in shadow"),
     };
     let (name, [hour, total]) = (&rule.name, [of_mode.hour, of_mode.total].map(number));
     writeln!(f, "{name:22}{hour:>10}{total:>13}  {}", rule.mode.name())?;
     if other.total > 0 {
         let [hour, total] = [other.hour, other.total].map(number);
-        writeln!(f, "{:22}{hour:>10}{total:>13}  while its mode was {others}", "")?;
+        writeln!(f, "{:22}{hour:>10}{total:>13}  {others}", "")?;
     }
     let Some(most) = &rule.most else { return Ok(()) };
     let name = most.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
