@@ -47,6 +47,10 @@ pub(super) const MILTERS: &str = "smtpd_milters";
 pub(super) const RECIPIENT: &str = "smtpd_recipient_restrictions";
 pub(super) const END_OF_DATA: &str = "smtpd_end_of_data_restrictions";
 pub(super) const RELAY: &str = "smtpd_relay_restrictions";
+/// At how many refusals Postfix hangs up.
+pub(super) const ERRORS: &str = "smtpd_hard_error_limit";
+/// As many under stress as in calm times, of which a milter is not told.
+pub(super) const ERRORS_ALWAYS: &str = "20";
 /// What the documented set-up calls the milters of the submission ports.
 pub(super) const SUBMISSION: &str = "submission_milters";
 
@@ -142,6 +146,7 @@ impl Plan {
                 self.parameters.push(Change::of_main(postfix, MILTERS, Some(becomes)));
             }
         }
+        self.bear_refusals(postfix);
         self.remark_who_asks(postfix, MILTERS);
         self.warn_of_chroot(postfix, address);
         self.warn_of_local_mail(postfix, &list::without(list, &ranges(&found)));
@@ -150,6 +155,25 @@ impl Plan {
                 "smtpd_milter_maps is set: for the clients it lists, smtpd_milters is not asked"
                     .into(),
             );
+        }
+    }
+
+    /// Under stress Postfix hangs up at the first refusal, and who was accepted before is lost, at
+    /// every retry. It tells the policy service that it is, but no milter.
+    fn bear_refusals(&mut self, postfix: &Installed) {
+        let limit = postfix.raw(ERRORS);
+        if limit.contains("stress") {
+            self.remarks.push(format!(
+                "{ERRORS} = {limit} makes Postfix hang up at the first refusal when it is short of \
+                 processes, and mail to several recipients may then never get through"
+            ));
+            let becomes = Some(ERRORS_ALWAYS.to_owned());
+            self.parameters.push(Change::of_main(postfix, ERRORS, becomes));
+        } else if limit.parse::<u32>().is_ok_and(|limit| limit < 20) {
+            self.warnings.push(format!(
+                "{ERRORS} = {limit}: Postfix hangs up before postpone stops refusing. Keep \
+                 [server] most_refusals some below it"
+            ));
         }
     }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use super::installed::Installed;
 use super::list::{self, Kind, words};
 use super::plan::{
-    BEFORE_US, Change, Doors, END_OF_DATA, MILTERS, Plan, RECIPIENT, RELAY, SUBMISSION, protects,
-    ranges,
+    BEFORE_US, Change, Doors, END_OF_DATA, ERRORS, ERRORS_ALWAYS, MILTERS, Plan, RECIPIENT, RELAY,
+    SUBMISSION, protects, ranges,
 };
 
 impl Plan {
@@ -30,6 +30,10 @@ impl Plan {
             let is_default =
                 words(&left).is_empty() || *name == RECIPIENT && as_before(postfix, &left);
             plan.parameters.push(Change::of_main(postfix, name, (!is_default).then_some(left)));
+        }
+        let milter_leaves = plan.parameters.iter().any(|change| change.name == MILTERS);
+        if milter_leaves && postfix.raw(ERRORS) == ERRORS_ALWAYS {
+            plan.parameters.push(Change::of_main(postfix, ERRORS, None));
         }
         plan.warn_of_what_is_left(postfix, doors);
         plan

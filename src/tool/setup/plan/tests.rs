@@ -118,6 +118,25 @@ fn the_milter_is_put_last_and_what_is_there_stays() {
 }
 
 #[test]
+fn beside_a_milter_postfix_bears_refusals_under_stress_too() {
+    let before = postfix(&[(ERRORS, "${stress?{1}:{20}}")]);
+    let plan = Plan::set_up(&before, &mx());
+    assert_eq!(becomes(&plan), [(MILTERS, Some(MILTER)), (ERRORS, Some("20"))]);
+    says(&plan.remarks, "hang up at the first refusal");
+    let applied = after(before, &plan);
+    assert!(Plan::set_up(&applied, &mx()).is_empty());
+    let undone = Plan::taken_out(&applied, &mx());
+    assert_eq!(becomes(&undone), [(MILTERS, None), (ERRORS, None)]);
+
+    // The policy service is told, and acts on it.
+    let plan = Plan::set_up(&postfix(&[(ERRORS, "${stress?{1}:{20}}")]), &policy());
+    assert!(plan.parameters.iter().all(|change| change.name != ERRORS), "{plan:#?}");
+    let plan = Plan::set_up(&postfix(&[(ERRORS, "10")]), &mx());
+    assert_eq!(becomes(&plan), [(MILTERS, Some(MILTER))]);
+    says(&plan.warnings, "most_refusals");
+}
+
+#[test]
 fn an_entry_that_would_put_mail_off_is_corrected_where_it_stands() {
     let list = "inet:localhost:7421, inet:b:2";
     let plan = Plan::set_up(&postfix(&[(MILTERS, list)]), &mx());
