@@ -1,10 +1,10 @@
 //! Writes what is shipped beside the program as text, from what the program itself is made of: the
-//! command line, the reference settings, the README, the list of crates. The same commit gives the
+//! command line, the reference settings, pages of `docs/`, the list of crates. The same commit gives the
 //! same bytes.
 //!
 //!     cargo run --locked --example pages OUTDIR
 //!
-//! - `man/postpone.1`, `man/postpone.8`, `man/postpone.toml.5`
+//! - `man/postpone.1`, `man/postpone.8`, `man/postpone.toml.5`, `man/postpone-night.7`
 //! - `completions/postpone` for bash, `completions/_postpone` for zsh, `completions/postpone.fish`
 //! - `copyright`, in Debian's machine-readable form, and `notices`, the licences of all crates that
 //!   are in the program

@@ -267,7 +267,7 @@ fn killed_or_hung_it_is_started_again_and_mail_passes_meanwhile() {
     assert!(journal.contains("Watchdog timeout"), "{journal}");
 }
 
-/// As the README says it.
+/// As docs/systemd.md says it.
 fn hold_sockets(container: &Container) {
     container.does("systemctl stop postpone.service");
     container.does("systemctl enable --now postpone.socket");
@@ -493,11 +493,14 @@ fn the_rpm_has_what_it_is_to_have_and_asks_for_what_el_9_has() {
         "/usr/lib/systemd/system/postpone.socket",
         "/usr/lib/sysusers.d/postpone.conf",
         "/usr/share/doc/postpone/README.md",
+        "/usr/share/doc/postpone/docs/index.md",
+        "/usr/share/doc/postpone/docs/night.md",
         "/usr/share/doc/postpone/examples/sendmail.mc",
         "/usr/share/licenses/postpone/LICENSE",
         "/usr/share/licenses/postpone/notices",
         "/usr/share/man/man1/postpone.1.gz",
         "/usr/share/man/man5/postpone.toml.5.gz",
+        "/usr/share/man/man7/postpone-night.7.gz",
         "/usr/share/man/man8/postpone.8.gz",
     ] {
         assert!(files.lines().any(|line| line == file), "{file}: {files}");

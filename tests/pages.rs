@@ -64,7 +64,8 @@ fn the_manual_pages_are_read_without_complaint() {
     let folder = Folder::new("pages");
     let manuals = pages::manuals().unwrap();
     let names: Vec<_> = manuals.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["man/postpone.1", "man/postpone.8", "man/postpone.toml.5"]);
+    let all = ["man/postpone.1", "man/postpone.8", "man/postpone.toml.5", "man/postpone-night.7"];
+    assert_eq!(names, all);
     for (name, page) in &manuals {
         let file = folder.write(name.strip_prefix("man/").unwrap(), page);
         takes("mandoc", "mandoc", &["-Tlint", "-Wwarning"], &file);
@@ -160,6 +161,22 @@ fn each_subcommand_has_its_part_of_the_page_with_every_option() {
     }
     for global in cli.get_arguments().filter_map(clap::Arg::get_long) {
         assert!(page.contains(&format!("--{global}")), "--{global}");
+    }
+}
+
+/// Who was woken up sees all of it at once.
+#[test]
+fn the_page_for_the_night_fits_one_screen() {
+    let manuals = pages::manuals().unwrap();
+    let (_, page) = manuals.iter().find(|(name, _)| name.ends_with(".7")).unwrap();
+    let folder = Folder::new("pages");
+    let file = folder.write("page", page);
+    let output = run("mandoc", "mandoc", &["-Tascii", "-Owidth=80"], &file);
+    let lines = String::from_utf8(output.stdout).unwrap().lines().count();
+    assert!(lines <= 50, "{lines} lines");
+    let shown = read("postpone-night.7");
+    for word in ["ctl allow", "ctl bypass on", "ctl shadow", "systemctl stop", "explain"] {
+        assert!(shown.contains(word), "{word}: {shown}");
     }
 }
 

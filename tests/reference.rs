@@ -1,8 +1,7 @@
 //! `conf/postpone.toml` is the reference: it names every key there is, and what it says holds.
 //!
 //! Its lines are prose (`# ...`), settings at their defaults (`#key = value`), and what is not set by
-//! default (`##key = value`): examples, and keys that may be missing, with what then holds. What the
-//! README shows of settings can be used, too.
+//! default (`##key = value`): examples, and keys that may be missing, with what then holds.
 
 #![allow(clippy::unwrap_used)] // what goes wrong in here has to fail the test
 
@@ -183,15 +182,6 @@ fn the_words_of_a_requirement_are_those_that_are_said() {
         let (said, _) = said.split_once("; retry in ").unwrap();
         let said = said.replace("example.org", "{recipient_domain}");
         assert!(text.contains(&format!("#   {said}; retry in ")), "nothing about {said}");
-    }
-}
-
-#[test]
-fn the_settings_in_the_readme_can_be_used() {
-    let examples: Vec<_> = include_str!("../README.md").split("```toml").skip(1).collect();
-    assert!(!examples.is_empty());
-    for example in examples {
-        read(example.split("```").next().unwrap());
     }
 }
 

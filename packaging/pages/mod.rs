@@ -1,9 +1,11 @@
 //! What is written, by its name below the folder. Each file here makes one thing.
 
+pub(crate) mod book;
 pub(crate) mod completions;
 pub(crate) mod copyright;
 pub(crate) mod crates;
 pub(crate) mod daemon;
+pub(crate) mod markdown;
 pub(crate) mod notices;
 pub(crate) mod prose;
 pub(crate) mod roff;
@@ -36,6 +38,7 @@ pub(crate) fn manuals() -> Result<Vec<File>, String> {
         ("man/postpone.1".into(), tools::page(date)),
         ("man/postpone.8".into(), daemon::page(date)?),
         ("man/postpone.toml.5".into(), settings::page(date)),
+        ("man/postpone-night.7".into(), book::night(date)),
     ])
 }
 

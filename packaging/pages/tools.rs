@@ -51,7 +51,9 @@ pub(crate) fn page(date: &str) -> String {
         page.entry(&[name_of(example.name)], &[Block::Paragraph(example.text.into())]);
     }
     page.section("SEE ALSO");
-    page.paragraph("`postpone`(8), `postpone.toml`(5), `postconf`(5), `journalctl`(1)");
+    page.paragraph(
+        "`postpone`(8), `postpone-night`(7), `postpone.toml`(5), `postconf`(5), `journalctl`(1)",
+    );
     page.finish()
 }
 

@@ -73,7 +73,7 @@ pub enum Command {
     /// Say what these settings would have said to recorded mail.
     ///
     /// The trace is played under its own clock and from empty memory: one JSON object a line in, one
-    /// out. Its fields are in the README. No daemon is asked, and the same trace gives the same
+    /// out. docs/replay.md lists the fields. No daemon is asked, and the same trace gives the same
     /// bytes. Exits with 65 at a line that is no event.
     Replay {
         /// The trace; `-` is standard input.

@@ -137,7 +137,7 @@ pub const FILES: &[Entry] = &[
     ),
     entry(
         "/usr/share/doc/postpone",
-        "The README, ready policies, and the lines for Postfix and Sendmail.",
+        "The README, the book (`docs`), ready policies, and the lines for Postfix and Sendmail.",
     ),
 ];
 
@@ -168,7 +168,7 @@ pub const VARIABLES: &[Entry] = &[
 /// What `postpone --help` says after the options.
 pub fn after_help() -> String {
     titled("Examples", EXAMPLES.iter().map(|entry| (entry.name.into(), entry.text)))
-        + "\nMore is in postpone(1), postpone(8) and postpone.toml(5)."
+        + "\nMore is in postpone(1), postpone(8), postpone.toml(5) and postpone-night(7)."
 }
 
 /// What `postpone serve --help` says after the options.

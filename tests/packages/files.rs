@@ -131,7 +131,7 @@ fn pack_older(place: &Path) {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     };
     sh(r#"cd "$CHECKOUT"
-        cp -r packaging conf README.md CHANGELOG.md LICENSE Cargo.toml "$PLACE"
+        cp -r packaging conf docs README.md CHANGELOG.md LICENSE Cargo.toml "$PLACE"
         dpkg-deb --extract "$DEB" "$PLACE/unpacked"
         cd "$PLACE"
         sed -i "0,/^version = /s/^version = .*/version = \"$OLD\"/" Cargo.toml
