@@ -293,6 +293,8 @@ fn open_sessions_keep_their_gauge_while_ever_new_ones_come() {
 }
 
 const TEN_PENDING: &str = "limit = []
+[server]
+most_refusals = 1000
 [greylist]
 mode = \"enforce\"
 window = \"1h\"
