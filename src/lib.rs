@@ -1,5 +1,5 @@
-//! `postpone` stands beside Postfix or Sendmail and tells the wrong sender, at the right moment,
-//! for a stated reason and time: *come back later*.
+//! `postpone` rate-limits and greylists inbound SMTP, as a milter for Postfix and Sendmail and as a
+//! policy service for Postfix. Every refusal is temporary, and states its reason and the time to retry.
 //!
 //! # The way of an event
 //!

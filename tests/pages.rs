@@ -153,6 +153,8 @@ fn each_subcommand_has_its_part_of_the_page_with_every_option() {
             let help = help.replace('`', "");
             // What `state` has is told there, and not once more for all that is within it.
             let part = if argument.is_global_set() { &page } else { part };
+            // A sentence that ends where a line of the source does has two blanks behind it.
+            let part = part.replace(".  ", ". ");
             let short = argument.get_short().map_or(String::new(), |short| format!("-{short}, "));
             let long = argument.get_long();
             let long = long.map_or(String::new(), |long| format!("       {short}--{long}"));

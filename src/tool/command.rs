@@ -23,15 +23,14 @@ pub const DEFAULT_FILE: &str = "/etc/postpone/postpone.toml";
 /// Options that every subcommand has stand below its own.
 const COMMON: &str = "Common options";
 
-/// Tells the wrong sender, for a stated reason and time, to come back later.
+/// Rate-limits and greylists inbound SMTP for Postfix and Sendmail.
 ///
-/// A milter beside Postfix or Sendmail that counts what each client does and answers with
-/// temporary rejections when its policy is exceeded.
+/// Every refusal is temporary, and states its reason and the time to retry.
 #[derive(Parser)]
 #[command(version, after_long_help = manual::after_help())]
 pub struct Cli {
-    /// The settings file [default: /etc/postpone/postpone.toml, or built-in settings if there is
-    /// none].
+    /// The settings file [default: /etc/postpone/postpone.toml, or built-in settings without that
+    /// file].
     #[arg(long, value_name = "FILE", global = true, help_heading = COMMON)]
     pub config: Option<PathBuf>,
     /// The control socket of the daemon, for `ctl` and `explain` [default: the one the settings
@@ -44,46 +43,47 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Serve MTAs until SIGTERM; SIGHUP reads the settings again.
+    /// Run the daemon: serve MTAs until SIGTERM; SIGHUP reads the settings again.
     ///
-    /// Stands beside Postfix or Sendmail as a milter, or beside Postfix as a policy service. It
-    /// counts what each client does, and when that is more than the settings allow, the client is
-    /// told to come back later: by a temporary reply, with a true reason and the seconds to wait.
-    /// It never refuses for good, and never reads what is in a message.
+    /// The daemon is a milter for Postfix and Sendmail, and a policy service for Postfix. It counts
+    /// what each client does. A client that exceeds what the settings allow is refused by a
+    /// temporary reply, with the reason and the seconds to wait. It never refuses permanently, and
+    /// never reads the content of a message.
     ///
-    /// It answers from memory and waits neither for a disk nor for DNS. When it is in trouble
-    /// itself, or gone, the mail passes, provided that the MTA is set up so: with
+    /// It answers from memory, and waits neither for a disk nor for DNS. After an internal error, or
+    /// while it is stopped, mail passes if the MTA is configured for that: with
     /// `default_action=accept` for a milter of Postfix, `default_action=DUNNO` for a policy
     /// service, and without `F=` in Sendmail.
     ///
-    /// Without a settings file, limits hold that stop floods only, and greylisting refuses nobody.
-    /// A rule in shadow mode refuses nobody either: it counts, and logs what it would have refused.
+    /// Without a settings file the built-in limits hold, which stop floods only. Greylisting is then
+    /// in shadow mode. A rule in shadow mode refuses no client: it counts, and logs what it would
+    /// have refused.
     #[command(after_long_help = manual::after_serve_help())]
     Serve,
-    /// Say what is wrong in the settings, each mistake with its line. Exits with 78 if they cannot
-    /// be used.
+    /// Check the settings file, and show each mistake with its line. Exits with 78 if the file
+    /// cannot be used.
     ///
-    /// Warnings tell what may surprise; settings with warnings can be used. No daemon is asked, and
-    /// nothing changes: `postpone ctl reload` puts the file in force.
+    /// A file with warnings can be used. No daemon is asked, and nothing changes: `postpone ctl
+    /// reload` puts the file in force.
     Check {
         /// Print the settings in force as TOML, every key spelled out.
         #[arg(long)]
         print: bool,
     },
-    /// Say what these settings would have said to recorded mail.
+    /// Show what these settings would have answered to recorded mail.
     ///
-    /// The trace is played under its own clock and from empty memory: one JSON object a line in, one
-    /// out. docs/replay.md lists the fields. No daemon is asked, and the same trace gives the same
-    /// bytes. Exits with 65 at a line that is no event.
+    /// The trace is played by its own clock and from empty memory. Each line is a JSON object, and is
+    /// answered by one; docs/replay.md lists the fields. No daemon is asked. The same trace gives the
+    /// same bytes. Exits with 65 at a line that is no event.
     Replay {
         /// The trace; `-` is standard input.
         #[arg(long, value_name = "FILE|-")]
         events: PathBuf,
     },
-    /// Examine, export or fill the state of a stopped daemon.
+    /// Check, export or import the state of a stopped daemon.
     ///
-    /// The state is in the folder that `--path` names, else in that of the settings. Exits with 74
-    /// if it cannot be used: there is none, a daemon is using it, or a later version wrote it.
+    /// The state is in the folder that `--path` names, by default the one in the settings. Exits with
+    /// 74 if it cannot be used: it does not exist, a daemon uses it, or a later version wrote it.
     State {
         #[command(subcommand)]
         what: State,
@@ -91,28 +91,29 @@ pub enum Command {
         #[arg(long, value_name = "DIR", global = true)]
         path: Option<PathBuf>,
     },
-    /// Ask the running daemon.
+    /// Control the running daemon.
     ///
-    /// It is found by `--socket`, else by `[control] socket` in the settings file. Root, the
-    /// daemon's own user, the owner of the socket and its group may ask. Exits with 69 if no
-    /// daemon answers, with 77 if it does not answer you.
+    /// The daemon is found by `--socket`, by default by `[control] socket` in the settings file.
+    /// Root, the daemon's own user, the owner of the socket and its group may use it. Exits with 69
+    /// if no daemon answers, with 77 if you may not use it.
     #[command(subcommand)]
     Ctl(Ctl),
-    /// Explain how a client stands, or a decision by its id.
+    /// Explain what a client may do and why, or a decision by its id.
     ///
-    /// Says its standing, its score with every term, how fast it may send, what limits have counted,
-    /// what greylisting knows, and what would exempt it. Nothing is changed by asking. The daemon is
-    /// found as `ctl` finds it.
+    /// The first line is the answer: whether the client may send its next message, or in how many
+    /// seconds, and why. Then follow its standing, its score by terms, its pace, what limits have
+    /// counted, what greylisting knows, and what would exempt it. Asking changes nothing. The daemon
+    /// is found as for `ctl`.
     Explain {
-        /// The client's address, or the id that a reply or a log line has told.
+        /// The client's address, or the id in a reply or a log line.
         #[arg(value_name = "CLIENT|ID", required_unless_present = "sender")]
         what: Option<String>,
-        /// The client's name, as the MTA would confirm it; unless said, the one that the last
-        /// decision about it has told.
+        /// The client's name, as the MTA would confirm it [default: its name in the last decision
+        /// about it].
         #[arg(long, value_name = "NAME", requires = "what")]
         name: Option<String>,
-        /// A sender of this client; without a client, the last decisions about this sender, or about
-        /// those of this domain.
+        /// A sender of this client. Without a client: the last decisions about this sender, or about
+        /// all senders of this domain.
         #[arg(long, value_name = "SENDER")]
         sender: Option<String>,
         #[command(flatten)]
@@ -120,59 +121,59 @@ pub enum Command {
     },
     /// Show the decisions in the log, one short line each.
     ///
-    /// A line has the time, what was done (in parentheses, what a shadow would have done), the client,
-    /// the rule, how long it had to wait, the sender, the recipient, and the id that `explain` takes.
-    /// Without FILE it is the journal of systemd's unit postpone.
+    /// A line has the time, the action (in parentheses: what a rule in shadow mode would have done),
+    /// the client, the rule, the wait, the sender, the recipient, and the id for `explain`. Without
+    /// FILE, the journal of the systemd unit postpone is read.
     Log {
-        /// A file that the log was written to, in any of its formats; `-` is standard input.
+        /// A file with the log, in any of its formats; `-` is standard input.
         #[arg(value_name = "FILE|-")]
         file: Option<PathBuf>,
-        /// Go on with what is written from now on.
+        /// Go on with new lines as they are written.
         #[arg(short, long)]
         follow: bool,
-        /// From when on: "1h" ago, or 2026-11-21T22:07:20Z.
+        /// Begin at this time: "1h" ago, or 2026-11-21T22:07:20Z.
         #[arg(long, value_name = "TIME")]
         since: Option<Since>,
     },
-    /// Put postpone in front of an MTA's incoming mail, or take it out again.
+    /// Configure an MTA to ask postpone, or undo that.
     #[command(subcommand)]
     Setup(Setup),
 }
 
 #[derive(Subcommand)]
 pub enum Setup {
-    /// Show what makes Postfix ask postpone, make that change, or undo it.
+    /// Configure Postfix to ask postpone: show the change, make it, or undo it.
     ///
-    /// Without --apply or --undo nothing is changed: shown is what Postfix has now, what it would
-    /// get, and the `postconf` commands that do it by hand.
+    /// Without --apply or --undo nothing changes: the output is what Postfix has now, what it would
+    /// get, and the `postconf` commands for the change.
     ///
-    /// Where postpone listens is taken from `[[listen]]` in the settings. The first milter is put
-    /// last in `smtpd_milters`. If there is none, the first policy service is put last in
+    /// postpone's addresses are taken from `[[listen]]` in the settings. The first milter goes last
+    /// in `smtpd_milters`. Without a milter, the first policy service goes last in
     /// `smtpd_recipient_restrictions`, but before a closing `permit`, and in
-    /// `smtpd_end_of_data_restrictions`. A milter with speak = "mail" is what the submission
-    /// services of master.cf get, where that is one clear line; else the lines are shown, and left
-    /// to you. Mail passes when postpone does not answer.
+    /// `smtpd_end_of_data_restrictions`. The submission services of master.cf get a milter with
+    /// speak = "mail", if that is one clear line; otherwise the lines are shown for you to add. Mail
+    /// passes while postpone does not answer.
     ///
-    /// What Postfix has already stays as it is, and to apply twice is as good as once. An entry
-    /// that names postpone in other words counts; if it would put mail off while postpone is away,
+    /// Existing entries stay as they are, and applying twice changes nothing more. An entry that
+    /// names the same address differently counts too; if it would defer mail while postpone is away,
     /// it is corrected.
     ///
-    /// A change is read back, and `postfix check` must accept it, or all is put back as it was;
-    /// so also if it is interrupted. Then Postfix is reloaded, if it runs.
+    /// A change is read back, and `postfix check` must accept it. Otherwise, or if it is
+    /// interrupted, the files are restored. Then Postfix is reloaded, if it runs.
     ///
-    /// Exits with 0 if it is done or there was nothing to do, with 69 if there is no Postfix or it
+    /// Exits with 0 if it is done or there was nothing to do, with 69 if Postfix is not installed or
     /// could not be reloaded, with 73 if its files cannot be written, with 77 if you are not root,
-    /// with 78 if the settings cannot be used or `postfix check` refuses.
+    /// with 78 if the settings cannot be used or `postfix check` refuses the change.
     Postfix {
         /// Make the change.
         #[arg(long, conflicts_with = "undo")]
         apply: bool,
-        /// Take out every entry that names a listener of the settings, whoever has put it in. A
-        /// listener that has got another address meanwhile is not recognised: undo first.
+        /// Remove every entry that names a listener of the settings, whoever added it. Undo before
+        /// you change a listener's address: an entry with the old one is not recognised.
         #[arg(long)]
         undo: bool,
-        /// Where main.cf is, if there are several instances of Postfix [default: MAIL_CONFIG in the
-        /// environment, else what `postconf -h config_directory` says].
+        /// The folder of main.cf, if there are several instances of Postfix [default: MAIL_CONFIG in
+        /// the environment, else `postconf -h config_directory`].
         #[arg(long, value_name = "DIR")]
         postfix: Option<PathBuf>,
     },
@@ -180,87 +181,88 @@ pub enum Setup {
 
 #[derive(Subcommand)]
 pub enum State {
-    /// Read everything, and say what is there and what is damaged. Exits with 65 if something is.
+    /// Read the state, and report its entries and any damage. Exits with 65 if it is damaged.
     ///
     /// No entry is changed.
     Check,
-    /// Write all entries that have not faded as JSON, one to a line.
+    /// Write all entries that are still remembered as JSON, one a line.
     ///
-    /// The first line has the secret that keys are made with, which they mean nothing without. So
-    /// an export is as confidential as the folder itself; a FILE is made readable to its owner
-    /// only.
+    /// The first line has the secret that the keys are made with; they mean nothing without it. So
+    /// an export is as confidential as the folder itself, and only the owner may read a FILE.
     Export {
-        /// Where to; `-` is standard output. A file is replaced when the new one is whole.
+        /// The file to write; `-` is standard output. A file is replaced when the new one is complete.
         #[arg(default_value = "-")]
         file: PathBuf,
     },
-    /// Take in what an export, postgrey or sqlgrey knows.
+    /// Import an export, or what postgrey or sqlgrey has learned.
     ///
-    /// What is there is kept: of what both know, the stronger holds. So nothing is lost, and to
-    /// import twice is as good as once. At a line that cannot be read it stops with 65; what came
-    /// before it is imported.
+    /// Existing entries are kept: of two entries for one key, the stronger stays. So nothing is lost,
+    /// and importing twice changes nothing more. At a line that cannot be read it stops with 65; the
+    /// lines before it are imported.
     ///
-    /// Of exports: one made with another secret is taken only where there are no entries yet, as
-    /// in a new folder, which is made.
+    /// An export made with another secret is imported only into a folder without entries. A missing
+    /// folder is created.
     ///
-    /// Of postgrey: text that db_dump makes (Debian's package db5.3-util), of one database and
-    /// then of the other. Without -h, what postgrey has not sorted in yet is missing:
+    /// postgrey: the text of db_dump (Debian's package db5.3-util), first of one database, then of the
+    /// other. Without -h, what postgrey has not sorted in yet is missing:
     ///
     ///     db5.3_dump -h /var/lib/postgrey -p postgrey.db | postpone state import -
     ///     db5.3_dump -h /var/lib/postgrey -p postgrey_clients.db | postpone state import -
     ///
-    /// Of sqlgrey: what dumps its database as SQL, so one of
+    /// sqlgrey: a dump of its database as SQL, one of
     ///
     ///     sqlite3 /var/lib/sqlgrey/sqlgrey.db .dump | postpone state import -
     ///     mysqldump sqlgrey | postpone state import -
     ///     pg_dump --inserts sqlgrey | postpone state import -
     ///
-    /// Taken in is what has passed them: postgrey's triplets that had waited for
+    /// Entries that have passed are imported: postgrey's triplets that had waited for
     /// `greylist.delay`, its clients with `greylist.proven_after` passes, sqlgrey's senders and
     /// domains. Each is forgotten `greylist.forget` after it was last seen there.
     #[command(verbatim_doc_comment)]
     Import {
-        /// Where from; `-` is standard input.
+        /// The file to read; `-` is standard input.
         file: PathBuf,
     },
 }
 
 #[derive(Subcommand)]
 pub enum Ctl {
-    /// Say how the daemon is: settings, load, what was refused by which rule, own trouble, state.
+    /// Show the daemon's status: settings, load, refusals by rule, internal errors, state.
     Status(Detailed),
-    /// Read the settings again, and say what is wrong with them.
+    /// Read the settings again, and show any mistakes.
     ///
-    /// The lists that they name are read, too. A bad file changes nothing; it exits with 78 then.
-    /// What takes effect only at a restart is named. A session keeps the policy it began with.
+    /// The lists that the settings name are read too. A bad file changes nothing; the exit code is
+    /// then 78. Changes that take effect only at a restart are named. A session keeps the policy it
+    /// began with.
     Reload(Shown),
-    /// Put off new sessions for a while, or let them in again.
+    /// Refuse new sessions for a time, or accept them again.
     #[command(subcommand)]
     Maintenance(Maintenance),
-    /// Let everything pass for a while, or let the rules hold again.
+    /// Let everything pass for a time, or put the rules in force again.
     #[command(subcommand)]
     Bypass(Bypass),
-    /// Make a shadow of one rule for a while: it refuses nobody.
+    /// Put one rule into shadow mode for a time: it refuses no client.
     ///
-    /// It goes on to count, and logs what it would have refused, with mode=shadow. It ends by
-    /// itself, and with the daemon. Said again, it gets another end.
+    /// The rule goes on counting, and logs what it would have refused, with mode=shadow. The shadow
+    /// ends by itself, and when the daemon restarts. A second command sets another end.
     Shadow {
         /// The limit's name, or access, maintenance, load, greylist or behaviour.
         #[arg(value_name = "LIMIT")]
         rule: String,
-        /// How long: "30m", "2h"; 7d at most. Unless said, an hour.
+        /// How long: "30m", "2h"; 7d at most [default: 1h].
         #[arg(long = "for", value_name = "TIME", conflicts_with = "off")]
         lasting: Option<Span>,
-        /// It holds again at once.
+        /// Put the rule in force again at once.
         #[arg(long)]
         off: bool,
         #[command(flatten)]
         shown: Shown,
     },
-    /// Forget what is known of a client, and say what was left.
+    /// Forget what is known of a client, and show what remains.
     ///
-    /// How it has behaved, what limits have counted under its network alone, and that greylisting
-    /// has proven it. It has to earn all of that again: who must get through at once needs `allow`.
+    /// Forgotten are its behaviour, what limits have counted under its network alone, and that
+    /// greylisting has proven it. The client has to earn that again: use `allow` for a client that
+    /// must get through at once.
     Forget {
         /// Its address.
         #[arg(value_name = "CLIENT")]
@@ -268,21 +270,21 @@ pub enum Ctl {
         #[command(flatten)]
         shown: Shown,
     },
-    /// Exempt a client for a while, as if it stood on the allowlist.
+    /// Exempt a client for a time, as if it were in the allowlist.
     ///
-    /// It holds at once, comes before the denylist, ends by itself, and outlives a restart of the
-    /// daemon. `ctl status` lists who is allowed.
+    /// The exemption holds at once, goes before the denylist, ends by itself, and outlives a restart
+    /// of the daemon. `ctl status` lists the exemptions.
     Allow {
         /// Its address, or a network: 192.0.2.0/24.
         #[arg(value_name = "CLIENT")]
         client: String,
-        /// How long: "12h", "7d"; 90d at most. Unless said, 7d.
+        /// How long: "12h", "7d"; 90d at most [default: 7d].
         #[arg(long = "for", value_name = "TIME", conflicts_with = "off")]
         lasting: Option<Span>,
-        /// End it at once.
+        /// End the exemption at once.
         #[arg(long)]
         off: bool,
-        /// Even a network wider than /8, or than /19 of IPv6.
+        /// Exempt even a network wider than /8, or than /19 of IPv6.
         #[arg(long, conflicts_with = "off")]
         force: bool,
         #[command(flatten)]
@@ -292,34 +294,34 @@ pub enum Ctl {
 
 #[derive(Subcommand)]
 pub enum Bypass {
-    /// Refuse nobody: every rule is a shadow, access, load and maintenance too.
+    /// Put every rule into shadow mode, access, load and maintenance too: no client is refused.
     ///
-    /// Rules go on to count, and log what they would have refused, with mode=shadow. Sessions that
-    /// are refused already may go on. It ends by itself, and with the daemon: after a restart the
-    /// settings hold. Said again, it gets another end.
+    /// Rules go on counting, and log what they would have refused, with mode=shadow. Sessions that
+    /// are already refused may go on. The bypass ends by itself, and when the daemon restarts. A
+    /// second command sets another end.
     On {
-        /// How long: "10m", "2h"; 1d at most. Unless said, an hour.
+        /// How long: "10m", "2h"; 1d at most [default: 1h].
         #[arg(long = "for", value_name = "TIME")]
         lasting: Option<Span>,
         #[command(flatten)]
         shown: Shown,
     },
-    /// Let the rules hold again.
+    /// Put the rules in force again.
     Off(Shown),
 }
 
 #[derive(Subcommand)]
 pub enum Maintenance {
-    /// Put off new sessions: 421 4.3.2, with the time that is left.
+    /// Refuse new sessions with 421 4.3.2 and the time that is left.
     ///
-    /// Running ones may finish. It ends by itself, and outlives a restart of the daemon. Clients in
-    /// `[maintenance] allow` are served all the same. Said again, it gets another end.
+    /// Running sessions may finish. Maintenance ends by itself, and outlives a restart of the daemon.
+    /// Clients in `[maintenance] allow` are served all the same. A second command sets another end.
     On {
-        /// How long: "90s", "30m", "2h"; 7d at most. Unless said, an hour. Beyond 4h senders'
-        /// users are warned by their own hosts; after 4 or 5 days mail is given back.
+        /// How long: "90s", "30m", "2h"; 7d at most [default: 1h]. After 4 hours sending hosts warn
+        /// their users; after 4 or 5 days mail bounces.
         #[arg(long = "for", value_name = "TIME", conflicts_with = "until")]
         lasting: Option<Span>,
-        /// Until when, in RFC 3339: 2026-11-21T22:07:20Z, or with +01:00 in place of Z.
+        /// The end, in RFC 3339: 2026-11-21T22:07:20Z, or with +01:00 in place of Z.
         #[arg(long, value_name = "TIME")]
         until: Option<Time>,
         #[command(flatten)]
@@ -327,10 +329,10 @@ pub enum Maintenance {
         #[command(flatten)]
         shown: Shown,
     },
-    /// Let new sessions in again.
+    /// Accept new sessions again.
     ///
-    /// It ends all of it, also what `[maintenance] until` has begun; or only what was begun for one
-    /// listener.
+    /// This ends all maintenance, that of `[maintenance] until` too; with --listener, only what was
+    /// begun for that listener.
     Off {
         #[command(flatten)]
         at: At,
@@ -341,14 +343,14 @@ pub enum Maintenance {
 
 #[derive(Args)]
 pub struct At {
-    /// Only sessions that come by this listener, named by its address in `[[listen]]`.
+    /// Only sessions on this listener, named by its address in `[[listen]]`.
     #[arg(long, value_name = "ADDRESS")]
     pub listener: Option<String>,
 }
 
 #[derive(Args)]
 pub struct Detailed {
-    /// Show everything that is known, also what is as it should be.
+    /// Show everything, also what is as it should be.
     #[arg(long)]
     pub all: bool,
     #[command(flatten)]

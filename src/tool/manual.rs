@@ -34,23 +34,29 @@ const fn ended(code: u8, text: &'static str) -> Exit {
 pub const EXAMPLES: &[Entry] = &[
     entry(
         "postpone setup postfix",
-        "What makes Postfix ask postpone, and what it has now; with `--apply` that is changed.",
+        "Shows what makes Postfix ask postpone; `--apply` makes that change.",
     ),
-    entry("postpone check", "Whether the settings can be used, after each change of them."),
+    entry("postpone check", "Checks the settings, after each change."),
     entry("postpone ctl reload", "Puts changed settings in force. No session is lost."),
-    entry("postpone ctl status", "Whether the daemon is well: load, tables, state, own trouble."),
-    entry("postpone explain 192.0.2.7", "Why a client has to wait, and what would exempt it."),
-    entry("postpone explain 6h010sefg00", "A decision, by the id in its reply or its log line."),
-    entry("postpone explain --sender anna@example.net", "What was said to a sender lately."),
-    entry("postpone ctl allow 192.0.2.7 --for 7d", "Lets one client through at once, for a week."),
+    entry("postpone ctl status", "Shows load, refusals by rule, internal errors and state."),
+    entry(
+        "postpone explain 192.0.2.7",
+        "Shows why a client has to wait, and what would exempt it.",
+    ),
+    entry(
+        "postpone explain 6h010sefg00",
+        "Shows a decision, by the id in its reply or its log line.",
+    ),
+    entry("postpone explain --sender anna@example.net", "Shows the last decisions about a sender."),
+    entry("postpone ctl allow 192.0.2.7 --for 7d", "Exempts one client at once, for a week."),
     entry(
         "postpone ctl maintenance on --for 30m",
-        "Sends new sessions away with a 421 for half an hour.",
+        "Refuses new sessions with a 421 for half an hour.",
     ),
     entry("postpone ctl bypass on --for 10m", "Lets everything pass for ten minutes."),
-    entry("postpone ctl shadow velocity --for 1h", "Takes one rule out for an hour."),
+    entry("postpone ctl shadow messages --for 1h", "Takes one rule out for an hour."),
     entry("postpone log -f", "What it decides, one short line each, as it comes."),
-    entry("journalctl -u postpone -g client=192.0.2.7", "Everything it has been told, and why."),
+    entry("journalctl -u postpone -g client=192.0.2.7", "Shows every refusal of a client."),
 ];
 
 /// What the daemon does at a signal.
@@ -58,46 +64,40 @@ pub const SIGNALS: &[Entry] = &[
     entry(
         "SIGHUP",
         "Read the settings again, and the lists they name, as `postpone ctl reload` does. A file \
-         with mistakes changes nothing, and the log says what is wrong. Counters and open sessions \
-         stay. What takes effect only at a restart is named in the log.",
+         with mistakes changes nothing, and the log shows them. Counters and open sessions stay. \
+         The log names changes that take effect only at a restart.",
     ),
     entry(
         "SIGTERM, SIGINT",
-        "Stop. New sessions pass unasked from then on; open ones are still judged, and may finish \
-         within `server.grace`. Then state is saved. A second signal ends the waiting.",
+        "Stop. New sessions pass unchecked from then on; open ones are still checked, and may \
+         finish within `server.grace`. Then state is saved. A second signal ends the waiting.",
     ),
 ];
 
 /// How `postpone serve` ends.
 pub const SERVE_EXITS: &[Exit] = &[
-    ended(0, "Stopped as told by a signal."),
+    ended(0, "Stopped by a signal."),
     ended(exit::USAGE, "The command line is wrong."),
-    ended(
-        exit::SYSTEM,
-        "The system would not give what every daemon needs, or a thread has failed.",
-    ),
+    ended(exit::SYSTEM, "The system refused what every daemon needs, or a thread has failed."),
     ended(
         exit::OUTPUT,
-        "An address or a socket could not be had. Those of [control] only if the file names them.",
+        "An address or a socket could not be opened; those of [control] only if the file names them.",
     ),
-    ended(exit::STATE, "The state cannot be used, or was not saved to its end."),
-    ended(
-        exit::SETTINGS,
-        "The settings cannot be used. To start again does not help before they are mended.",
-    ),
+    ended(exit::STATE, "The state cannot be used, or was not saved completely."),
+    ended(exit::SETTINGS, "The settings cannot be used. Correct them before you start it again."),
 ];
 
 /// How everything else ends.
 pub const TOOL_EXITS: &[Exit] = &[
-    ended(0, "Done. `check`: the settings can be used, maybe with warnings."),
+    ended(0, "Done. `check`: the settings can be used, perhaps with warnings."),
     ended(exit::USAGE, "The command line is wrong."),
     ended(
         exit::DATA,
-        "`replay`: a line is no event; it says which. `state`: what was read is damaged, or not \
-         what was expected; it says where. `ctl`, `explain`: what was asked for makes no sense to \
-         this daemon: there is no such listener or id, or the time has passed or is too far ahead.",
+        "`replay`: a line is no event; its number is given. `state`: the input is damaged, or not of \
+         the expected kind; the place is given. `ctl`, `explain`: the daemon cannot do what was \
+         asked: there is no such listener or id, or the time has passed or is too far ahead.",
     ),
-    ended(exit::INPUT, "`state import`: there is nothing to read."),
+    ended(exit::INPUT, "`state import`: the input cannot be read."),
     ended(
         exit::UNAVAILABLE,
         "`ctl`, `explain`: no daemon answers. `log`: the journal or the file cannot be read. `setup`: there is no Postfix, or it could not be \
@@ -106,25 +106,25 @@ pub const TOOL_EXITS: &[Exit] = &[
     ended(exit::OUTPUT, "`state export`, `setup`: a file could not be written."),
     ended(
         exit::STATE,
-        "`state`: the state cannot be used: there is none, a daemon is using it, or a later version \
+        "`state`: the state cannot be used: it does not exist, a daemon uses it, or a later version \
          wrote it. Others: something could not be read, or the output could not be written; nothing is said of \
          a reader that has seen enough, such as `head`.",
     ),
-    ended(exit::PROTOCOL, "`ctl`, `explain`: what answers is no daemon of this version."),
+    ended(exit::PROTOCOL, "`ctl`, `explain`: the answer is not from a daemon of this version."),
     ended(
         exit::PERMISSION,
-        "`ctl`, `explain`: the daemon does not answer this user. `setup`: you are not root.",
+        "`ctl`, `explain`: this user may not use the control socket. `setup`: you are not root.",
     ),
     ended(
         exit::SETTINGS,
         "The settings cannot be used. `ctl reload`: the new ones cannot, and nothing has changed. \
-         `setup`: `postfix check` refuses the change, and all is as it was.",
+         `setup`: `postfix check` refuses the change, and the files are restored.",
     ),
 ];
 
-/// Where what is, unless the settings say otherwise.
+/// Files and folders, unless the settings say otherwise.
 pub const FILES: &[Entry] = &[
-    entry(DEFAULT_FILE, "The settings. Without the file the built-in ones hold."),
+    entry(DEFAULT_FILE, "The settings. Without the file the built-in settings hold."),
     entry(
         "/var/lib/postpone",
         "The state: what greylisting and behaviour have learned, and a secret. As confidential as \
@@ -132,8 +132,8 @@ pub const FILES: &[Entry] = &[
     ),
     entry(
         "/run/postpone/control.sock",
-        "Where `ctl` and `explain` ask the daemon. Root, the daemon's own user, the owner of the \
-         socket and its group are answered.",
+        "The control socket, for `ctl` and `explain`. Root, the daemon's own user, the owner of the \
+         socket and its group may use it.",
     ),
     entry(
         "/usr/share/doc/postpone",
@@ -145,23 +145,23 @@ pub const FILES: &[Entry] = &[
 pub const VARIABLES: &[Entry] = &[
     entry(
         "NOTIFY_SOCKET",
-        "Where systemd is told that the daemon serves, reloads or stops, and how it is doing \
-         (sd_notify(3)).",
+        "The socket on which systemd is told that the daemon serves, reloads or stops, and its \
+         status (sd_notify(3)).",
     ),
     entry(
         "WATCHDOG_USEC",
-        "How soon systemd takes a daemon that says nothing for hung, and starts it again.",
+        "The time after which systemd restarts a daemon that sends no keep-alive.",
     ),
     entry(
         "LISTEN_FDS",
-        "How many sockets systemd hands over already open (sd_listen_fds(3)): each is taken for \
-         the [[listen]] that has its address, so that sessions wait during a restart instead of \
-         passing unasked.",
+        "The number of sockets that systemd passes already open (sd_listen_fds(3)). Each serves the \
+         [[listen]] of its address, so that sessions wait during a restart instead of passing \
+         unchecked.",
     ),
     entry(
         "JOURNAL_STREAM",
-        "That standard error is the journal. With `log.format = \"auto\"` lines then have a \
-         priority in front, and no time.",
+        "Standard error is the journal if this names it. With `log.format = \"auto\"` lines then \
+         begin with a priority, and have no time.",
     ),
 ];
 
