@@ -22,7 +22,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use postpone::clock::{Clock, ManualClock, Stopwatch, Time};
+use postpone::clock::{Clock, ManualClock, Moment, Stopwatch, Time};
 use postpone::config::Settings;
 use postpone::engine::{Answer, Engine, Session};
 use postpone::front::listen;
@@ -70,8 +70,8 @@ fn evidence(clients: u32) {
             (&mut senders[place], &mut networks[place / HOSTS_OF_A_NETWORK as usize]);
         let sighting = sighting(random.next());
         let silence = now.since(sender.last());
-        sender.fade(now);
-        network.fade(now);
+        sender.fade(Moment::of(now));
+        network.fade(Moment::of(now));
         sender.see(&sighting, silence, now);
         if sender.is_new() {
             network.see(&sighting);

@@ -38,7 +38,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use postpone::clock::{Clock, Stopwatch, Time};
+use postpone::clock::{Clock, Moment, Stopwatch, Time};
 use postpone::config::Settings;
 use postpone::engine::{Answer, Door, Engine, Session};
 use postpone::front::listen;
@@ -215,7 +215,7 @@ fn fill(engine: &Engine, table: &str, bytes: &[u8], number: usize) {
     let table = kept(engine, table);
     let mut random = Random(number as u64);
     for _ in 0..number {
-        let restored = table.restore(key(&mut random), bytes, engine.now());
+        let restored = table.restore(key(&mut random), bytes, engine.moment());
         assert_eq!(restored, Restored::Kept);
     }
 }
@@ -255,14 +255,14 @@ fn shard_locks<R: Record + Default>(
     let begin = Time::from_secs(1_000);
     for _ in 0..entries {
         table
-            .write(key(&mut random), begin, |record| change(record, begin))
+            .write(key(&mut random), Moment::of(begin), |record| change(record, begin))
             .expect("there is room");
     }
     let now = if faded == Faded::All { begin + Duration::from_secs(3_600) } else { begin };
     let sweep_one = |_| {
         let watch = Stopwatch::start();
         // The next of so many parts is one shard.
-        table.sweep(now, usize::MAX);
+        table.sweep(Moment::of(now), usize::MAX);
         watch.elapsed().as_nanos() as u64
     };
     (0..entries / 2_000).map(sweep_one).collect()
@@ -275,6 +275,7 @@ struct Unfreed(ManuallyDrop<Box<Distinct>>);
 
 impl Record for Unfreed {
     const APART: usize = Box::<Distinct>::APART;
+    const FAVOURS: bool = false;
 
     fn forgettable(&self, now: Time) -> bool {
         self.0.forgettable(now)
@@ -282,6 +283,10 @@ impl Record for Unfreed {
 
     fn worth(&self) -> Worth {
         self.0.worth()
+    }
+
+    fn seen_from(&self, _: Time, _: Duration) -> Option<Self> {
+        None
     }
 }
 

@@ -3,6 +3,8 @@
 //! This is the only file that asks the system what time it is; everywhere else `now` is an
 //! argument, so that serving mail, explaining and replaying are the same code.
 
+mod trust;
+
 use std::borrow::Cow;
 use std::fmt::{self, Display, Formatter};
 use std::ops::Add;
@@ -12,6 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+pub use self::trust::{Moment, Watch};
 
 /// A moment of the wall clock, in nanoseconds since the Unix epoch (until the year 2554).
 ///
@@ -39,6 +43,20 @@ impl Time {
     /// How long ago `earlier` was; zero if it lies ahead (the clock may have stepped back).
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+
+    /// A stored moment that is to come, as seen from `now`: no further away than `longest`, the
+    /// longest that whoever stored it can have meant. One that lies further ahead was stored by a
+    /// clock that was ahead.
+    #[must_use]
+    pub fn at_most(self, longest: Duration, now: Self) -> Self {
+        self.min(now + longest)
+    }
+
+    /// Whether `earlier` was less than `span` ago. One that lies ahead was not: it was stored by a
+    /// clock that was ahead, and would hold until the clock comes there again.
+    pub fn is_within(self, span: Duration, earlier: Self) -> bool {
+        earlier <= self && self.since(earlier) < span
     }
 }
 
@@ -107,12 +125,22 @@ impl<'de> Deserialize<'de> for Time {
 pub trait Clock: Send + Sync {
     /// The present moment.
     fn now(&self) -> Time;
+
+    /// For how long the host has run, suspended time included, whatever is done to the wall clock;
+    /// nothing if only the wall clock is known, which is then believed.
+    fn running(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// A clock that several hold: whoever moves it, and whoever reads it.
 impl<C: Clock> Clock for Arc<C> {
     fn now(&self) -> Time {
         (**self).now()
+    }
+
+    fn running(&self) -> Option<Duration> {
+        (**self).running()
     }
 }
 
@@ -127,32 +155,54 @@ impl Clock for SystemClock {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Time::default() + since_epoch
     }
+
+    fn running(&self) -> Option<Duration> {
+        let boottime = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Duration::try_from(boottime).ok()
+    }
 }
 
 /// A clock that a test or a replay moves by hand.
 #[derive(Debug, Default)]
-pub struct ManualClock(AtomicU64);
+pub struct ManualClock {
+    now: AtomicU64,
+    /// What [`Clock::running`] says.
+    running: AtomicU64,
+}
 
 impl ManualClock {
     /// A clock that stands at `now`.
     pub fn at(now: Time) -> Self {
-        Self(AtomicU64::new(now.0))
+        Self { now: AtomicU64::new(now.0), running: AtomicU64::default() }
     }
 
-    /// Puts the clock to `now`, forward or back.
+    /// Puts the clock to `now`, forward or back, because time has passed or is told anew: it is
+    /// believed.
     pub fn set(&self, now: Time) {
-        self.0.store(now.0, Ordering::Release);
+        let moved = now.0.wrapping_sub(self.now.swap(now.0, Ordering::AcqRel));
+        self.running.fetch_add(moved, Ordering::AcqRel);
     }
 
     /// Moves the clock forward.
     pub fn advance(&self, span: Duration) {
         self.set(self.now() + span);
     }
+
+    /// Steps the wall clock alone, as somebody does who puts it right or wrong.
+    pub fn step_to(&self, now: Time) {
+        self.now.store(now.0, Ordering::Release);
+    }
 }
 
 impl Clock for ManualClock {
     fn now(&self) -> Time {
-        Time(self.0.load(Ordering::Acquire))
+        Time(self.now.load(Ordering::Acquire))
+    }
+
+    fn running(&self) -> Option<Duration> {
+        // Far from zero, so that it can go back as `set` may.
+        let running = self.running.load(Ordering::Acquire).wrapping_add(u64::MAX / 2);
+        Some(Duration::from_nanos(running))
     }
 }
 

@@ -19,7 +19,7 @@ use arc_swap::ArcSwap;
 use self::recent::Recent;
 use self::session::Id;
 pub use self::session::Session;
-use crate::clock::{Clock, Time};
+use crate::clock::{Clock, Moment, Time, Watch};
 use crate::meter::key::{Key, Secret};
 use crate::meter::record::{Record, Worth};
 use crate::meter::table::{Full, Table};
@@ -90,6 +90,8 @@ pub struct Door {
 /// Everything a front needs.
 pub struct Engine {
     clock: Box<dyn Clock>,
+    /// Whether it is to be believed.
+    watch: Watch,
     secret: Secret,
     /// Sessions whose end will be seen, by address and port of the client. Bound: [`MOST_HELD`];
     /// a session beyond it is not known to the policy service, which then counts it as well.
@@ -111,6 +113,7 @@ impl Engine {
     pub fn new(clock: Box<dyn Clock>, memory: Memory, policy: Policy) -> Arc<Self> {
         Arc::new(Self {
             clock,
+            watch: Watch::default(),
             secret: memory.secret().clone(),
             held: Table::new(MOST_HELD),
             asked: AtomicBool::new(false),
@@ -145,12 +148,12 @@ impl Engine {
 
     /// Notes a session whose end will be seen; where it is noted, and whether its connection still
     /// counts.
-    fn take(&self, client: &Client, ends: Ends, now: Time) -> Option<(Key, Arrival)> {
+    fn take(&self, client: &Client, ends: Ends, at: Moment) -> Option<(Key, Arrival)> {
         if ends != Ends::Seen || !self.asked.load(Ordering::Relaxed) {
             return None;
         }
         let key = self.endpoint(client)?;
-        let arrival = self.held.write(key, now, |held| held.take(now)).ok()?;
+        let arrival = self.held.write(key, at, |held| held.take(at.now)).ok()?;
         Some((key, arrival))
     }
 
@@ -162,23 +165,25 @@ impl Engine {
 
     /// Whether a session of this client, by address and port, is held whose end will be seen.
     pub fn holds(&self, client: &Client) -> bool {
-        let known = |key| self.held.read(key, |held| held.is_some_and(|held| held.sessions > 0));
+        let at = self.moment();
+        let known =
+            |key| self.held.read(key, at, |held| held.is_some_and(|held| held.sessions > 0));
         self.endpoint(client).is_some_and(known)
     }
 
     /// What was refused since its last delivery in the session of this client whose end will be seen.
     pub fn refused_elsewhere(&self, client: &Client) -> u32 {
         let refused = |held: Option<&Held>| held.map_or(0, |held| held.refused);
-        self.endpoint(client).map_or(0, |key| self.held.read(key, refused))
+        self.endpoint(client).map_or(0, |key| self.held.read(key, self.moment(), refused))
     }
 
     /// The policy service was asked about this connection and has counted it. If a milter is asked
     /// as well, it is asked next.
     pub fn counted(&self, client: &Client) {
-        let now = self.clock.now();
+        let at = self.moment();
         if let Some(key) = self.endpoint(client) {
             // When the table is full, it counts twice.
-            let _ = self.held.write(key, now, |held| held.counted = now);
+            let _ = self.held.write(key, at, |held| held.counted = at.now);
         }
     }
 
@@ -194,6 +199,11 @@ impl Engine {
         self.clock.now()
     }
 
+    /// The same, and whether it is to be believed.
+    pub fn moment(&self) -> Moment {
+        self.watch.moment(&*self.clock)
+    }
+
     /// Puts another policy in force for sessions that begin from now on.
     pub fn replace_policy(&self, policy: Policy) {
         self.policy.store(Arc::new(policy));
@@ -207,9 +217,11 @@ impl Engine {
     /// Forgets what has faded in the next of so many parts of memory, and folds latencies into
     /// their buckets. Beside the mail path.
     pub fn sweep(&self, parts: usize) {
-        let now = self.clock.now();
-        self.memory.sweep(now, parts);
-        self.held.sweep(now, parts);
+        let at = self.moment();
+        let now = at.now;
+        self.memory.sweep(at, parts);
+        self.held.sweep(at, parts);
+        self.telemetry.clock(at);
         self.tell_of_greylisting(now);
         self.tell_learning();
         self.tell_lifted();
@@ -219,7 +231,7 @@ impl Engine {
 
     /// Somebody has written to somebody else: an answer will be no first contact.
     pub fn has_written(&self, from: &Address, to: &Address) {
-        self.policy.load().has_written(from, to, self.clock.now());
+        self.policy.load().has_written(from, to, self.moment());
     }
 
     /// Takes in what the sensors of the load say now. Beside the mail path, and by one only.
@@ -339,17 +351,24 @@ impl Held {
         self.sessions += 1;
         self.refused = 0;
         let counted = std::mem::take(&mut self.counted);
-        if now.since(counted) < NEXT { Arrival::Counted } else { Arrival::Open }
+        if now.is_within(NEXT, counted) { Arrival::Counted } else { Arrival::Open }
     }
 }
 
 impl Record for Held {
+    const FAVOURS: bool = false;
+
     fn forgettable(&self, now: Time) -> bool {
-        self.sessions == 0 && now.since(self.counted) >= NEXT
+        self.sessions == 0 && !now.is_within(NEXT, self.counted)
     }
 
     fn worth(&self) -> Worth {
         if self.sessions == 0 { Worth::Fleeting(self.counted.as_nanos()) } else { Worth::Lasting }
+    }
+
+    fn seen_from(&self, now: Time, _: Duration) -> Option<Self> {
+        // Counted by a clock that was ahead, it says nothing.
+        (self.counted > now).then_some(Self { counted: Time::default(), ..*self })
     }
 }
 

@@ -44,6 +44,9 @@
 //!   mailbox, and says where mail to it goes, as far as can be known
 //!   ([`smtp::address::Destination`]). Where it cannot, what any domain asks is asked of it, and what
 //!   any is spared is not spared ([`policy::recipients`]).
+//! - A moment that was stored is worth no more than its own span, as seen from now
+//!   ([`meter::record::Record::seen_from`], which a table asks at every look): a clock that was ahead
+//!   locks nobody out. While the wall clock has jumped, nothing fades ([`clock::Moment`]).
 //! - Nothing a client sends makes memory grow beyond a stated bound; each bound's documentation
 //!   says what is dropped.
 //! - A session keeps the policy it began with; a reload concerns those that follow.

@@ -18,7 +18,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use tracing::{error, info, warn};
 
 use self::counts::{Counts, Lately, Totals};
-use crate::clock::Time;
+use crate::clock::{Moment, Time};
 use crate::meter::table::Size;
 use crate::policy::by_hand::{Lifted, Scope};
 use crate::policy::decision::{Decision, Refusal};
@@ -100,6 +100,9 @@ pub struct Telemetry {
     sessions: Gauge,
     stress: Counter,
     suspended: Gauge,
+    /// Whether the wall clock is not believed.
+    doubted: Gauge,
+    told_doubted: AtomicBool,
     /// Whether the last line about greylisting was that it is suspended, and when that was.
     told_suspended: AtomicBool,
     told_suspended_at: AtomicU64,
@@ -174,9 +177,10 @@ impl Telemetry {
                 "limit" => "none");
             let failures = Failure::ALL.map(|f| counter!(names::FAILURES, "kind" => f.name()));
             let (sessions, suspended) = (gauge!(names::SESSIONS), gauge!(names::SUSPENDED));
+            let suspended = (suspended, gauge!(names::DOUBTED));
             (events, passes, failures, sessions, counter!(names::STRESS), suspended)
         };
-        let (events, passes, failures, sessions, stress, suspended) =
+        let (events, passes, failures, sessions, stress, (suspended, doubted)) =
             with_local_recorder(&recorder, handles);
         with_local_recorder(&recorder, || {
             gauge!(names::BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
@@ -189,6 +193,8 @@ impl Telemetry {
             sessions,
             stress,
             suspended,
+            doubted,
+            told_doubted: AtomicBool::new(false),
             told_suspended: AtomicBool::new(false),
             told_suspended_at: AtomicU64::new(0),
             failures,
@@ -278,7 +284,7 @@ impl Telemetry {
         self.counts.failed(failure);
         let last = &self.last_told[failure as usize];
         let before = last.load(Ordering::Relaxed);
-        let quiet = now.since(Time::from_nanos(before)) < LINE_EVERY && before != 0;
+        let quiet = now.is_within(LINE_EVERY, Time::from_nanos(before));
         let claimed = !quiet
             && last
                 .compare_exchange(before, now.as_nanos(), Ordering::Relaxed, Ordering::Relaxed)
@@ -306,7 +312,7 @@ impl Telemetry {
     pub fn greylisting(&self, suspended: bool, now: Time) {
         self.suspended.set(f64::from(u8::from(suspended)));
         let last = Time::from_nanos(self.told_suspended_at.load(Ordering::Relaxed));
-        let quiet = last != Time::default() && now.since(last) < LINE_EVERY;
+        let quiet = now.is_within(LINE_EVERY, last);
         if quiet || self.told_suspended.swap(suspended, Ordering::Relaxed) == suspended {
             return;
         }
@@ -318,6 +324,24 @@ impl Telemetry {
             );
         } else {
             info!("greylisting is resumed");
+        }
+    }
+
+    /// Whether the wall clock is believed. It is told when that begins and when it ends.
+    pub fn clock(&self, at: Moment) {
+        let doubted = at.is_doubted();
+        self.doubted.set(f64::from(u8::from(doubted)));
+        if self.told_doubted.swap(doubted, Ordering::Relaxed) == doubted {
+            return;
+        }
+        if doubted {
+            warn!(
+                clock = %at.now,
+                "the clock has jumped: for an hour at most, until it is put right, nothing that is \
+                 known fades by it"
+            );
+        } else {
+            info!(clock = %at.now, "the clock is believed again");
         }
     }
 
@@ -594,6 +618,7 @@ mod names {
     pub(super) const FAILURES: &str = "postpone_failures_total";
     pub(super) const STRESS: &str = "postpone_policy_requests_under_stress_total";
     pub(super) const SUSPENDED: &str = "postpone_greylist_suspended";
+    pub(super) const DOUBTED: &str = "postpone_clock_doubted";
     pub(super) const RELOADS: &str = "postpone_reloads_total";
     pub(super) const BUILD: &str = "postpone_build_info";
     /// As Prometheus's own clients call it.
@@ -638,6 +663,7 @@ fn describe() {
         names::SUSPENDED,
         "1 while first contacts pass because they would be forgotten before they can come back"
     );
+    describe_gauge!(names::DOUBTED, "1 while the wall clock has jumped and nothing fades by it");
     describe_counter!(names::RELOADS, "Attempts to read the settings again");
     describe_gauge!(names::BUILD, "The version that runs");
     describe_gauge!(names::STARTED, "When the process was started, in seconds since 1970");

@@ -86,7 +86,9 @@ fn violations(path: &str, text: &str) -> Vec<String> {
         Some(word) => tokens.windows(2).any(|pair| pair[0] == word && pair[1] == "::"),
         None => tokens.iter().any(|token| token == word),
     };
-    for word in IMPURE.iter().filter(|word| own <= PURE && names(word)) {
+    // The one reader of the system's clocks, of which the standard library does not know all.
+    let reads = |word: &str| path == "clock.rs" && word == "rustix";
+    for word in IMPURE.iter().filter(|word| own <= PURE && names(word) && !reads(word)) {
         found.push(format!("{path}: rank {own} names `{word}`"));
     }
     for (word, home, why) in

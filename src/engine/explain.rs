@@ -53,11 +53,11 @@ impl Engine {
         sender: Option<&str>,
         recipient: Option<&str>,
     ) -> Explained {
-        let (now, policy) = (self.clock.now(), self.policy.load());
+        let (at, policy) = (self.moment(), self.policy.load());
         let visitor = self.visitor(&policy, client, listener);
         let transaction = sender.map(|sender| Transaction::new(address(sender), None));
         let begins = Event::Connect;
-        let alone = visitor.context(&policy, now, &begins, None);
+        let alone = visitor.context(&policy, at, &begins, None);
         // So that neither is asked for with an envelope, which would count as a sighting.
         let _ = (alone.seen(), alone.standing());
         let event = match recipient {
@@ -66,7 +66,7 @@ impl Engine {
             }
             None => Event::Connect,
         };
-        policy.explain(&alone, &visitor.context(&policy, now, &event, transaction.as_ref()))
+        policy.explain(&alone, &visitor.context(&policy, at, &event, transaction.as_ref()))
     }
 
     /// The decision of this id as it was told, and everything that is known of its client now;
@@ -89,10 +89,10 @@ impl Engine {
 
     /// Forgets what is known of a client, as far as it is kept under the client alone.
     pub fn forget(&self, address: IpAddr) -> Forgotten {
-        let (now, policy) = (self.clock.now(), self.policy.load());
+        let (at, policy) = (self.moment(), self.policy.load());
         let visitor = self.visitor(&policy, self.client(address), "".into());
         let event = Event::Connect;
-        policy.forget(&visitor.context(&policy, now, &event, None))
+        policy.forget(&visitor.context(&policy, at, &event, None))
     }
 
     /// Exempts a network until that moment, as if it stood on the allowlist.
@@ -107,7 +107,7 @@ impl Engine {
 
     /// Everything that is allowed by hand now.
     pub fn allowed(&self) -> Vec<Entry> {
-        self.memory.allowed.all(self.clock.now())
+        self.memory.allowed.all(self.moment())
     }
 
     /// Until when behaviour only watches because the database is new.
@@ -129,7 +129,7 @@ impl Engine {
 
     /// A client of whom nothing but the address is known, and perhaps the name.
     fn client(&self, address: IpAddr) -> Client {
-        let client = self.policy.load().recognised(Client::new(address), self.clock.now());
+        let client = self.policy.load().recognised(Client::new(address), self.moment());
         match self.recent.name(client.address()) {
             Some(name) => client.named(&name),
             None => client.of_unsure_name(),
@@ -144,7 +144,7 @@ impl Engine {
             ends: Ends::Seen,
             rehearsal: true,
         };
-        Visitor::new(policy, self.clock.now(), client, Arrival::Open, door)
+        Visitor::new(policy, self.moment(), client, Arrival::Open, door)
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::recent::{Decided, cut};
 use super::{Answer, Door, Engine, Refused, Speak};
-use crate::clock::Time;
+use crate::clock::{Moment, Time};
 use crate::meter::key::Key;
 use crate::policy::behaviour::Seen;
 use crate::policy::behaviour::evidence::Score;
@@ -52,12 +52,12 @@ impl Visitor {
     /// Of whom nothing has been looked up yet.
     pub(super) fn new(
         policy: &Policy,
-        now: Time,
+        at: Moment,
         client: Client,
         arrival: Arrival,
         door: Door,
     ) -> Self {
-        let client = policy.recognised(client, now);
+        let client = policy.recognised(client, at);
         Self {
             network: policy.network(client.address()),
             pool: OnceCell::new(),
@@ -75,12 +75,13 @@ impl Visitor {
     pub(super) fn context<'a>(
         &'a self,
         policy: &'a Policy,
-        now: Time,
+        at: Moment,
         event: &'a Event,
         transaction: Option<&'a Transaction>,
     ) -> Context<'a> {
         Context {
-            now,
+            now: at.now,
+            at,
             event,
             client: &self.client,
             network: self.network,
@@ -137,11 +138,11 @@ impl Session {
         client: Client,
         door: Door,
     ) -> Self {
-        let now = engine.clock.now();
         engine.telemetry.session_begun(door.ends);
-        let taken = engine.take(&client, door.ends, now);
+        let at = engine.moment();
+        let taken = engine.take(&client, door.ends, at);
         let arrival = taken.map_or(Arrival::Open, |(_, arrival)| arrival);
-        let visitor = Visitor::new(&policy, now, client, arrival, door);
+        let visitor = Visitor::new(&policy, at, client, arrival, door);
         Self {
             engine: engine.clone(),
             policy,
@@ -155,18 +156,19 @@ impl Session {
 
     /// What the client has earned, and how abnormal its sending is, as of its last event.
     pub fn standing(&self) -> (Standing, Score) {
-        let now = self.engine.clock.now();
+        let at = self.engine.moment();
         // Nothing is shown by this event but what is known.
-        let cx = self.visitor.context(&self.policy, now, &Event::Abort, self.transaction.as_ref());
+        let cx = self.visitor.context(&self.policy, at, &Event::Abort, self.transaction.as_ref());
         (cx.standing(), *cx.score())
     }
 
     /// Answers an event. Never panics: then the event passes.
     pub fn on(&mut self, event: Event) -> Answer {
-        let now = self.engine.clock.now();
+        let at = self.engine.moment();
+        let now = at.now;
         self.engine.telemetry.asked(now);
         let kind = event.kind();
-        let answer = catch_unwind(AssertUnwindSafe(|| self.answer(now, event)));
+        let answer = catch_unwind(AssertUnwindSafe(|| self.answer(at, event)));
         let answer = self.engine.or_pass(kind, answer);
         if let Answer::Refuse(_) = answer {
             self.is_refused();
@@ -176,7 +178,7 @@ impl Session {
         answer
     }
 
-    fn answer(&mut self, now: Time, event: Event) -> Answer {
+    fn answer(&mut self, at: Moment, event: Event) -> Answer {
         match &event {
             Event::Helo { name } => self.visitor.client.helo = Some(name.clone()),
             Event::Mail { user, tls, .. } => {
@@ -184,7 +186,7 @@ impl Session {
                 self.visitor.client.tls = *tls;
                 if self.transaction.is_some() {
                     // Nobody told that the last transaction ended; so it ends here.
-                    self.decide(now, &Event::Abort);
+                    self.decide(at, &Event::Abort);
                     self.transaction = None;
                 }
                 self.visitor.earned = OnceCell::new();
@@ -195,17 +197,17 @@ impl Session {
         self.visitor.keys.begin(&event);
         self.visitor.shows = OnceCell::new();
         if let Some(sentence) = self.sentence.take()
-            && let Ok(answer) = self.repeat(now, &event, sentence)
+            && let Ok(answer) = self.repeat(at, &event, sentence)
         {
             return answer;
         }
-        let decision = self.decide(now, &event);
+        let decision = self.decide(at, &event);
         if let Event::Recipient { .. } = event {
             let Asked { in_session, in_message } = &mut self.visitor.asked;
             *in_session = in_session.saturating_add(1);
             *in_message = in_message.saturating_add(1);
         }
-        self.follow(now, event, decision)
+        self.follow(at.now, event, decision)
     }
 
     /// The MTA has refused something, whoever told it to.
@@ -228,7 +230,8 @@ impl Session {
     fn tell_patience(&self) {
         if let Some(key) = self.held {
             let refused = self.visitor.patience.refused;
-            self.engine.held.write_known(key, |held| held.refused = refused);
+            let at = self.engine.moment();
+            self.engine.held.write_known(key, at, |held| held.refused = refused);
         }
     }
 
@@ -244,9 +247,9 @@ impl Session {
     }
 
     /// Reads, decides, writes.
-    fn decide(&mut self, now: Time, event: &Event) -> Decision {
+    fn decide(&mut self, at: Moment, event: &Event) -> Decision {
         let Self { policy, visitor, transaction, ledger, .. } = self;
-        let cx = visitor.context(policy, now, event, transaction.as_ref());
+        let cx = visitor.context(policy, at, event, transaction.as_ref());
         let decision = policy.assess(&cx, ledger);
         policy.settle(&cx, &decision, ledger);
         decision
@@ -256,14 +259,14 @@ impl Session {
     /// is over.
     fn repeat(
         &mut self,
-        now: Time,
+        at: Moment,
         event: &Event,
         mut sentence: Sentence,
     ) -> Result<Answer, Lifted> {
         let silent = match event {
             Event::Helo { .. } => self.visitor.door.speak == Speak::Mail,
             Event::Mail { .. } if self.visitor.client.authenticated() => {
-                let cx = self.visitor.context(&self.policy, now, event, self.transaction.as_ref());
+                let cx = self.visitor.context(&self.policy, at, event, self.transaction.as_ref());
                 if self.policy.assess(&cx, &self.ledger).exemption().is_some() {
                     sentence.decision = sentence.decision.for_exempt();
                 }
@@ -278,12 +281,12 @@ impl Session {
         }
         let listener = &self.visitor.door.address;
         let Sentence { decision, since, .. } = sentence;
-        let decision = self.policy.reconsidered(decision, listener, since, now);
+        let decision = self.policy.reconsidered(decision, listener, since, at.now);
         if decision.passes() {
             return Err(Lifted);
         }
         let sentence = Sentence { decision, ..sentence };
-        Ok(self.pronounce(now, event, sentence))
+        Ok(self.pronounce(at.now, event, sentence))
     }
 
     /// Speaks a sentence, and keeps it for the next command.
@@ -429,14 +432,14 @@ impl Session {
         refused.map_or(Answer::Pass, Answer::Refuse)
     }
 
-    fn end(&mut self, now: Time) {
+    fn end(&mut self, at: Moment) {
         if let Some(sentence) = self.sentence.take()
             && sentence.heard == Heard::NotYet
         {
             // The client went before it could be told; the log tells all the same.
-            self.pronounce(now, &Event::Disconnect, sentence);
+            self.pronounce(at.now, &Event::Disconnect, sentence);
         }
-        self.decide(now, &Event::Disconnect);
+        self.decide(at, &Event::Disconnect);
     }
 }
 
@@ -445,14 +448,15 @@ struct Lifted;
 
 impl Drop for Session {
     fn drop(&mut self) {
-        let now = self.engine.clock.now();
+        let at = self.engine.moment();
+        let now = at.now;
         let ended = catch_unwind(AssertUnwindSafe(|| {
-            self.end(now);
+            self.end(at);
             Answer::Pass
         }));
         self.engine.or_pass(Kind::Disconnect, ended);
         if let Some(key) = self.held {
-            self.engine.held.write_known(key, |held| held.sessions -= 1);
+            self.engine.held.write_known(key, at, |held| held.sessions -= 1);
         }
         let took = self.engine.clock.now().since(now);
         self.engine.telemetry.event(Kind::Disconnect, took);

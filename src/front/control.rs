@@ -140,7 +140,7 @@ impl Refusals {
         let _ =
             stream.try_write(&line(&Answer::Error(Trouble { kind: Kind::Permission, message })));
         self.untold += 1;
-        let quiet = |told: Time| now.since(told) < REFUSAL_LINE_EVERY && told <= now;
+        let quiet = |told: Time| now.is_within(REFUSAL_LINE_EVERY, told);
         if !self.last_told.is_some_and(quiet) {
             let (uid, gid, pid) = (peer.uid(), peer.gid(), peer.pid());
             warn!(uid, gid, pid, times = self.untold, "control: turned away");

@@ -89,23 +89,23 @@ impl Distinct {
     pub fn wait(&self, value_hash: u64, max: u32, window: Duration, now: Time) -> Duration {
         let fits = |wait: &Duration| self.with(value_hash, window, now + *wait) <= max.max(1);
         // Counts change only when a pane is dropped; when both are, nothing is left.
-        let all_dropped = self.ends.since(now);
+        let all_dropped = self.at(window, now).ends.since(now);
         let older_dropped = all_dropped.saturating_sub(pane(window));
         [Duration::ZERO, older_dropped].into_iter().find(fits).unwrap_or(all_dropped)
     }
 
     /// The same as of `now`: without the panes that have passed.
     ///
-    /// If the clock has stepped back, the values stay for longer by that step, but by no more
-    /// than a window: what lies further ahead would lock out its key for who knows how long, and
-    /// is dropped.
-    fn at(&self, window: Duration, now: Time) -> Self {
+    /// If the clock has stepped back, the values stay as if they had come just now.
+    #[must_use]
+    pub fn at(&self, window: Duration, now: Time) -> Self {
         let pane = pane(window);
-        let left = self.ends.since(now);
-        if left.is_zero() || left > pane.saturating_mul(4) {
+        let ends = self.ends.at_most(pane.saturating_mul(2), now);
+        let left = ends.since(now);
+        if left.is_zero() {
             Self::default()
         } else if left > pane {
-            self.clone()
+            Self { ends, ..self.clone() }
         } else {
             Self { seen: self.seen.turned(), ends: self.ends + pane }
         }
@@ -113,12 +113,19 @@ impl Distinct {
 }
 
 impl Record for Distinct {
+    const FAVOURS: bool = false;
+
     fn forgettable(&self, now: Time) -> bool {
         self.ends <= now
     }
 
     fn worth(&self) -> Worth {
         Worth::Fleeting(self.ends.as_nanos())
+    }
+
+    fn seen_from(&self, now: Time, longest: Duration) -> Option<Self> {
+        let ends = self.ends.at_most(longest, now);
+        (ends != self.ends).then(|| Self { ends, ..self.clone() })
     }
 }
 
@@ -429,15 +436,18 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_steps_back_keeps_the_count_but_not_for_a_year() {
+    fn a_clock_that_steps_back_keeps_the_count_as_if_it_had_come_just_now() {
         let mut distinct = of(0..5);
         let before = Time::from_nanos(NOW.as_nanos() - 1_000_000);
         assert_eq!(distinct.count(WINDOW, before), 5);
         distinct.add(hash(9), WINDOW, before);
         assert_eq!(distinct.count(WINDOW, NOW), 6);
         let year_before = Time::from_secs(1_800_000_000 - 31_536_000);
-        assert_eq!(distinct.count(WINDOW, year_before), 0);
-        assert_eq!(distinct.wait(hash(10), 6, WINDOW, year_before), Duration::ZERO);
+        assert_eq!(distinct.count(WINDOW, year_before), 6);
+        let wait = distinct.wait(hash(10), 6, WINDOW, year_before);
+        assert!(wait <= WINDOW, "{wait:?}");
+        let seen = distinct.seen_from(year_before, WINDOW).unwrap();
+        assert_eq!(seen.wait(hash(10), 6, WINDOW, year_before + wait), Duration::ZERO);
     }
 
     #[test]

@@ -98,6 +98,11 @@ impl Gcra {
     ///
     /// Events owe only what they may overrun a limit by: see [`LARGEST_OVERRUN`].
     fn clamped(self, quota: &Quota, now: Time) -> Time {
+        self.empty_at.at_most(Self::longest(quota), now)
+    }
+
+    /// How far ahead a meter of an enforced limit runs at most, and so the longest wait.
+    pub fn longest(quota: &Quota) -> Duration {
         let largest_debt = match quota.unit() {
             Unit::Events => {
                 let overrun = quota.burst().min(LARGEST_OVERRUN);
@@ -105,12 +110,13 @@ impl Gcra {
             }
             Unit::Bytes => quota.cost_ns(LARGEST_CHARGE),
         };
-        let furthest = quota.tolerance_ns().saturating_add(largest_debt);
-        self.empty_at.min(now + Duration::from_nanos(furthest))
+        Duration::from_nanos(quota.tolerance_ns().saturating_add(largest_debt))
     }
 }
 
 impl Record for Gcra {
+    const FAVOURS: bool = false;
+
     fn forgettable(&self, now: Time) -> bool {
         self.empty_at <= now
     }
@@ -118,6 +124,11 @@ impl Record for Gcra {
     /// The sooner it would be forgotten anyway, the less.
     fn worth(&self) -> Worth {
         Worth::Fleeting(self.empty_at.as_nanos())
+    }
+
+    fn seen_from(&self, now: Time, longest: Duration) -> Option<Self> {
+        let empty_at = self.empty_at.at_most(longest, now);
+        (empty_at != self.empty_at).then_some(Self { empty_at })
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a table keeps under a key.
 
 use std::marker::PhantomData;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -13,11 +14,24 @@ pub trait Record: Send + Sync {
     /// Bytes of it that are kept apart from the table.
     const APART: usize = 0;
 
+    /// Whether it lets somebody pass who would be stopped without it.
+    ///
+    /// What favours is not shortened by a clock that may be behind: it would fade as soon as the
+    /// clock is put right. What stops is, since somebody has been told to wait by it.
+    const FAVOURS: bool;
+
     /// Whether dropping it now loses nothing.
     fn forgettable(&self, now: Time) -> bool;
 
     /// What would be lost by dropping it before it is forgettable.
     fn worth(&self) -> Worth;
+
+    /// It as seen from `now`, if it is not the same: a clock that was ahead has stored moments
+    /// that lie further away than they can have been meant. `longest` is for how long the rules in
+    /// force store something of its kind, for kinds that do not know it themselves.
+    fn seen_from(&self, now: Time, longest: Duration) -> Option<Self>
+    where
+        Self: Sized;
 }
 
 /// Which of the records of a full table goes first.
@@ -52,6 +66,7 @@ pub trait Stored: Record + Default + Serialize + DeserializeOwned + 'static {
 /// A large record is better kept apart: a table of it has room for a third more than it holds.
 impl<R: Record> Record for Box<R> {
     const APART: usize = size_of::<R>() + R::APART;
+    const FAVOURS: bool = R::FAVOURS;
 
     fn forgettable(&self, now: Time) -> bool {
         (**self).forgettable(now)
@@ -59,6 +74,10 @@ impl<R: Record> Record for Box<R> {
 
     fn worth(&self) -> Worth {
         (**self).worth()
+    }
+
+    fn seen_from(&self, now: Time, longest: Duration) -> Option<Self> {
+        (**self).seen_from(now, longest).map(Self::new)
     }
 }
 
@@ -86,12 +105,19 @@ pub struct Until<const LASTING: bool> {
 }
 
 impl<const LASTING: bool> Record for Until<LASTING> {
+    const FAVOURS: bool = true;
+
     fn forgettable(&self, now: Time) -> bool {
         self.until <= now
     }
 
     fn worth(&self) -> Worth {
         if LASTING { Worth::Lasting } else { Worth::Fleeting(self.until.as_nanos()) }
+    }
+
+    fn seen_from(&self, now: Time, longest: Duration) -> Option<Self> {
+        let until = self.until.at_most(longest, now);
+        (until != self.until).then_some(Self { until })
     }
 }
 
@@ -108,6 +134,87 @@ impl<const LASTING: bool> Stored for Until<LASTING> {
 
     fn fold(&mut self, other: Self) {
         self.until = self.until.max(other.until);
+    }
+}
+
+/// That an administrator has said that something holds for so long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Said {
+    /// When it is over, unless the clock was ahead when it was said.
+    pub until: Time,
+    /// For how long it was said. Nothing where an earlier version has written it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lasting: Option<Lasting>,
+}
+
+/// A span in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lasting(u64);
+
+impl Lasting {
+    /// From now until then.
+    pub fn from(now: Time, until: Time) -> Self {
+        Self(until.since(now).as_nanos() as u64)
+    }
+
+    /// Appends its bytes.
+    pub fn encode(self, bytes: &mut Vec<u8>) {
+        bytes.extend(self.0.to_le_bytes());
+    }
+
+    /// The next bytes of a record, if there are any.
+    pub fn decode(parts: &mut Parts<'_>) -> Option<Self> {
+        parts.bytes().map(|span| Self(u64::from_le_bytes(span)))
+    }
+}
+
+impl Said {
+    /// It holds from now on until that moment.
+    pub fn until(until: Time, now: Time) -> Self {
+        Self { until, lasting: Some(Lasting::from(now, until)) }
+    }
+
+    /// When it is over as seen from now; `longest` is the longest that can be said.
+    pub fn ends(&self, now: Time, longest: Duration) -> Time {
+        let said = self.lasting.map_or(longest, |lasting| Duration::from_nanos(lasting.0));
+        self.until.at_most(said, now)
+    }
+}
+
+impl Record for Said {
+    const FAVOURS: bool = false;
+
+    fn forgettable(&self, now: Time) -> bool {
+        self.until <= now
+    }
+
+    fn worth(&self) -> Worth {
+        Worth::Lasting
+    }
+
+    fn seen_from(&self, now: Time, longest: Duration) -> Option<Self> {
+        let until = self.ends(now, longest);
+        (until != self.until).then_some(Self { until, ..*self })
+    }
+}
+
+impl Stored for Said {
+    fn encode(&self, bytes: &mut Vec<u8>) {
+        put_time(bytes, self.until);
+        self.lasting.inspect(|lasting| lasting.encode(bytes));
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut parts = Parts::of(bytes);
+        let (until, lasting) = (parts.time()?, Lasting::decode(&mut parts));
+        parts.end(Self { until, lasting })
+    }
+
+    fn fold(&mut self, other: Self) {
+        if other.until > self.until {
+            *self = other;
+        }
     }
 }
 

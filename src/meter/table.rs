@@ -7,6 +7,7 @@
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use hashbrown::HashTable;
 
@@ -14,7 +15,7 @@ use super::changes::Changes;
 use super::forgotten::Forgotten;
 use super::key::Key;
 use super::record::{Form, Record, Stored, Worth, written};
-use crate::clock::Time;
+use crate::clock::Moment;
 
 /// Records by key, shared by all threads.
 ///
@@ -27,6 +28,8 @@ pub struct Table<R> {
     most_per_shard: usize,
     max_entries: usize,
     entries: AtomicUsize,
+    /// For how long the rules in force store a record at most, in nanoseconds.
+    longest: AtomicU64,
     turned_away: AtomicU64,
     evicted: AtomicU64,
     /// What the last record was worth that had to go before its time.
@@ -70,6 +73,7 @@ impl<R: Record> Table<R> {
             most_per_shard: max_entries / shards,
             max_entries,
             entries: AtomicUsize::new(0),
+            longest: AtomicU64::new(u64::MAX),
             turned_away: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
             last_evicted: AtomicU64::new(0),
@@ -85,19 +89,31 @@ impl<R: Record> Table<R> {
         Self { changes: Some(Changes::default()), ..Self::new(max_entries) }
     }
 
+    /// The rules in force store no record for longer than that.
+    pub fn lasts_at_most(&self, longest: Duration) {
+        let nanos = u64::try_from(longest.as_nanos()).unwrap_or(u64::MAX);
+        self.longest.store(nanos, Ordering::Relaxed);
+    }
+
     /// Changes the record under `key`, or a new one.
-    pub fn write<T>(&self, key: Key, now: Time, change: impl FnOnce(&mut R) -> T) -> Result<T, Full>
+    pub fn write<T>(
+        &self,
+        key: Key,
+        at: Moment,
+        change: impl FnOnce(&mut R) -> T,
+    ) -> Result<T, Full>
     where
         R: Default,
     {
         let mut shard = self.shard(key);
         if let Some((_, record)) = shard.find_mut(key.hash(), |(other, _)| *other == key) {
+            self.put_right(record, at);
             let done = change(record);
             drop(shard);
             self.note(key);
             return Ok(done);
         }
-        let victim = self.room(&mut shard, key, now)?;
+        let victim = self.room(&mut shard, key, at)?;
         let mut record = R::default();
         let done = change(&mut record);
         self.insert(shard, key, record, victim);
@@ -106,9 +122,17 @@ impl<R: Record> Table<R> {
     }
 
     /// Changes the record under `key` if there is one.
-    pub fn write_known<T>(&self, key: Key, change: impl FnOnce(&mut R) -> T) -> Option<T> {
-        let done =
-            self.shard(key).find_mut(key.hash(), |(k, _)| *k == key).map(|e| change(&mut e.1));
+    pub fn write_known<T>(
+        &self,
+        key: Key,
+        at: Moment,
+        change: impl FnOnce(&mut R) -> T,
+    ) -> Option<T> {
+        let known = |entry: &mut (Key, R)| {
+            self.put_right(&mut entry.1, at);
+            change(&mut entry.1)
+        };
+        let done = self.shard(key).find_mut(key.hash(), |(k, _)| *k == key).map(known);
         if done.is_some() {
             self.note(key);
         }
@@ -134,14 +158,30 @@ impl<R: Record> Table<R> {
         self.take(key).is_some() || !self.is_whole()
     }
 
-    /// Shows the record under `key`, or that there is none.
-    pub fn read<T>(&self, key: Key, show: impl FnOnce(Option<&R>) -> T) -> T {
-        show(self.shard(key).find(key.hash(), |(other, _)| *other == key).map(|(_, record)| record))
+    /// Shows the record under `key` as seen from that moment, or that there is none, or none any
+    /// more.
+    pub fn read<T>(&self, key: Key, at: Moment, show: impl FnOnce(Option<&R>) -> T) -> T {
+        let shard = self.shard(key);
+        let record = shard.find(key.hash(), |(other, _)| *other == key).map(|(_, record)| record);
+        let record = record.filter(|record| !has_faded(*record, at));
+        match record.and_then(|record| record.seen_from(at.now, self.longest())) {
+            Some(seen) => show(Some(&seen)),
+            None => show(record),
+        }
     }
 
-    /// Drops what is forgettable in the next of so many parts of the table; returns how many it
-    /// dropped. One shard after another, each locked for some twenty microseconds.
-    pub fn sweep(&self, now: Time, parts: usize) -> usize {
+    /// The record under `key` as it is stored, whether or not it has faded.
+    pub fn copied(&self, key: Key) -> Option<R>
+    where
+        R: Copy,
+    {
+        self.shard(key).find(key.hash(), |(other, _)| *other == key).map(|(_, record)| *record)
+    }
+
+    /// Drops what has faded in the next of so many parts of the table, and puts right what a clock
+    /// that was ahead has stored; returns how many it dropped. One shard after another, each locked
+    /// for some twenty microseconds.
+    pub fn sweep(&self, at: Moment, parts: usize) -> usize {
         let each = self.shards.len().div_ceil(parts.max(1));
         let first = self.next_shard.fetch_add(each, Ordering::Relaxed);
         // With room for all of a shard, so that it need not grow while one is locked; and what is
@@ -150,7 +190,11 @@ impl<R: Record> Table<R> {
         let mut dropped = 0;
         for number in first..first + each {
             let mut shard = lock(&self.shards[number % self.shards.len()]);
-            faded.extend(shard.extract_if(|(_, record)| record.forgettable(now)));
+            faded.extend(shard.extract_if(|(_, record)| has_faded(record, at)));
+            let ahead = shard
+                .iter_mut()
+                .filter_map(|(key, record)| self.put_right(record, at).then_some(*key));
+            let put_right: Vec<Key> = ahead.collect();
             if shard.len() < shard.capacity() / 8 {
                 let twice = shard.len() * 2;
                 shard.shrink_to(twice, |(key, _)| key.hash());
@@ -158,6 +202,7 @@ impl<R: Record> Table<R> {
             drop(shard);
             self.entries.fetch_sub(faded.len(), Ordering::Relaxed);
             dropped += faded.len();
+            put_right.into_iter().for_each(|key| self.note(key));
             faded.drain(..).for_each(|(key, _)| self.note(key));
         }
         dropped
@@ -217,10 +262,24 @@ impl<R: Record> Table<R> {
         }
     }
 
+    fn longest(&self) -> Duration {
+        Duration::from_nanos(self.longest.load(Ordering::Relaxed))
+    }
+
+    /// Makes a record what it is as seen from that moment, unless the clock might be the one that
+    /// is wrong and somebody would suffer from it; says whether it has changed.
+    fn put_right(&self, record: &mut R, at: Moment) -> bool {
+        if R::FAVOURS && !at.is_settled() {
+            return false;
+        }
+        let seen = record.seen_from(at.now, self.longest());
+        seen.map(|seen| *record = seen).is_some()
+    }
+
     /// Makes room for a new key, if need be by dropping another, which is returned.
-    fn room(&self, shard: &mut Shard<R>, key: Key, now: Time) -> Result<Option<Key>, Full> {
+    fn room(&self, shard: &mut Shard<R>, key: Key, at: Moment) -> Result<Option<Key>, Full> {
         let full = shard.len() >= self.most_per_shard;
-        let victim = if full { self.evict(shard, key, now) } else { None };
+        let victim = if full { self.evict(shard, key, at) } else { None };
         if full && victim.is_none() {
             self.turned_away.fetch_add(1, Ordering::Relaxed);
             return Err(Full);
@@ -245,15 +304,15 @@ impl<R: Record> Table<R> {
     }
 
     /// Drops the least worthy of some; none if all are [`Worth::Lasting`].
-    fn evict(&self, shard: &mut Shard<R>, newcomer: Key, now: Time) -> Option<Key> {
+    fn evict(&self, shard: &mut Shard<R>, newcomer: Key, at: Moment) -> Option<Key> {
         let buckets = shard.num_buckets();
         let from = newcomer.hash() as usize;
         // There is a power of two of them, so that an odd stride comes by all. Those next to each
         // other are no sample: what came early lies in clusters.
         let at_random = (0..buckets).map(|n| from.wrapping_add(n * STRIDE) % buckets);
         let occupied = at_random.filter_map(|at| Some((at, &shard.get_bucket(at)?.1)));
-        // A forgettable one is worth less than nothing.
-        let worth = |record: &R| (!record.forgettable(now)).then(|| record.worth());
+        // One that has faded is worth less than nothing.
+        let worth = |record: &R| (!has_faded(record, at)).then(|| record.worth());
         let (worth, at) = occupied
             .take(SAMPLE)
             .map(|(at, record)| (worth(record), at))
@@ -283,6 +342,11 @@ pub struct Size {
     pub turned_away: u64,
     /// Entries that had to make room before their time.
     pub evicted: u64,
+}
+
+/// Whether a record says no more than its absence; none does while the clock is doubted.
+fn has_faded(record: &impl Record, at: Moment) -> bool {
+    !at.is_doubted() && record.forgettable(at.now)
 }
 
 fn lock<T>(shard: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -326,7 +390,7 @@ pub trait Kept: Send + Sync {
     fn written(&self, key: Key) -> Option<Vec<u8>>;
 
     /// Takes in a record from disk.
-    fn restore(&self, key: Key, bytes: &[u8], now: Time) -> Restored;
+    fn restore(&self, key: Key, bytes: &[u8], at: Moment) -> Restored;
 
     /// How many parts [`Kept::keys`] can be asked for.
     fn parts(&self) -> usize;
@@ -354,11 +418,13 @@ impl<R: Stored> Kept for Table<R> {
     }
 
     fn written(&self, key: Key) -> Option<Vec<u8>> {
-        self.read(key, |record| record.map(written))
+        let shard = self.shard(key);
+        let entry = shard.find(key.hash(), |(other, _)| *other == key);
+        entry.map(|(_, record)| written(record))
     }
 
-    fn restore(&self, key: Key, bytes: &[u8], now: Time) -> Restored {
-        let Some(read) = R::decode(bytes).filter(|record| !record.forgettable(now)) else {
+    fn restore(&self, key: Key, bytes: &[u8], at: Moment) -> Restored {
+        let Some(read) = R::decode(bytes).filter(|record| !has_faded(record, at)) else {
             return Restored::Dropped;
         };
         let mut shard = self.shard(key);
@@ -370,7 +436,7 @@ impl<R: Stored> Kept for Table<R> {
             record.fold(read);
             return Restored::Kept;
         }
-        let Ok(victim) = self.room(&mut shard, key, now) else { return Restored::Dropped };
+        let Ok(victim) = self.room(&mut shard, key, at) else { return Restored::Dropped };
         self.insert(shard, key, read, victim);
         Restored::Kept
     }
@@ -401,13 +467,16 @@ impl<R: Stored> Kept for Table<R> {
 mod tests {
     use super::super::key::Secret;
     use super::*;
+    use crate::clock::Time;
     use proptest::prelude::*;
     use std::collections::HashMap;
 
-    #[derive(Default, Clone, Debug, PartialEq)]
+    #[derive(Default, Clone, Copy, Debug, PartialEq)]
     struct Until(u64);
 
     impl Record for Until {
+        const FAVOURS: bool = true;
+
         fn forgettable(&self, now: Time) -> bool {
             Time::from_secs(self.0) <= now
         }
@@ -415,17 +484,22 @@ mod tests {
         fn worth(&self) -> Worth {
             if self.0 == LASTS { Worth::Lasting } else { Worth::Fleeting(self.0) }
         }
+
+        fn seen_from(&self, now: Time, longest: Duration) -> Option<Self> {
+            let until = Time::from_secs(self.0).at_most(longest, now).as_nanos() / 1_000_000_000;
+            (until < self.0).then_some(Self(until))
+        }
     }
 
     const LASTS: u64 = 1_000_000;
-    const NOW: Time = Time::from_secs(1);
+    const NOW: Moment = Moment::of(Time::from_secs(1));
 
     fn key(n: u32) -> Key {
         Secret::new([0; 16]).key("test").part(&n.to_le_bytes()).finish()
     }
 
     fn value(table: &Table<Until>, n: u32) -> Option<u64> {
-        table.read(key(n), |record| record.map(|record| record.0))
+        table.read(key(n), NOW, |record: Option<&Until>| record.map(|record| record.0))
     }
 
     #[test]
@@ -434,7 +508,7 @@ mod tests {
         for (n, until) in [(1, 30), (2, 20), (3, 10)] {
             table.write(key(n), NOW, |r: &mut Until| r.0 = until).unwrap();
         }
-        let later = Time::from_secs(10);
+        let later = Moment::of(Time::from_secs(10));
         table.write(key(4), later, |r| r.0 = 40).unwrap();
         assert_eq!((value(&table, 3), table.size().evicted), (None, 0), "it had faded");
         table.write(key(5), later, |r| r.0 = 50).unwrap();
@@ -482,7 +556,7 @@ mod tests {
         for n in 0..5_000 {
             table.write(key(n), NOW, |r: &mut Until| r.0 = 10 + u64::from(n % 2) * 90).unwrap();
         }
-        let dropped: usize = (0..8).map(|_| table.sweep(Time::from_secs(50), 8)).sum();
+        let dropped: usize = (0..8).map(|_| table.sweep(Moment::of(Time::from_secs(50)), 8)).sum();
         assert_eq!((dropped, table.len()), (2_500, 2_500));
     }
 
@@ -493,7 +567,7 @@ mod tests {
             let _ = table.write(key(n), NOW, |r: &mut Until| r.0 = 10);
         }
         let full = table.allocated();
-        table.sweep(Time::from_secs(50), 1);
+        table.sweep(Moment::of(Time::from_secs(50)), 1);
         assert!(table.allocated() < full / 50);
     }
 
@@ -515,9 +589,9 @@ mod tests {
                     3 => {
                         let before = model.len();
                         model.retain(|_, r| !r.forgettable(Time::from_secs(at)));
-                        prop_assert_eq!(table.sweep(Time::from_secs(at), 1), before - model.len());
+                        prop_assert_eq!(table.sweep(Moment::of(Time::from_secs(at)), 1), before - model.len());
                     }
-                    _ => prop_assert_eq!(table.read(key(n), |r| r.cloned()), model.get(&n).cloned()),
+                    _ => prop_assert_eq!(table.copied(key(n)), model.get(&n).cloned()),
                 }
                 prop_assert_eq!(table.len(), model.len());
             }

@@ -5,6 +5,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
@@ -13,13 +14,17 @@ use serde::{Deserialize, Serialize};
 use super::decision::{Decision, Exemption};
 use super::signal::{Context, Ledger, Round, Signal};
 use super::standing::Standing;
-use crate::clock::Time;
+use crate::clock::{Moment, Time};
 use crate::meter::key::{Key, Secret};
-use crate::meter::record::{Parts, Record, Stored, Worth, put_time};
+use crate::meter::record::{Lasting, Parts, Record, Said, Stored, Worth, put_time};
 use crate::meter::table::{Full, Kept, Size, Table};
+use crate::meter::units::Span;
 
 /// Entries at once; who asks for more is told so.
 pub const MOST: usize = 1_024;
+
+/// The longest that can be asked for: by then it belongs into the settings.
+pub const LONGEST: Span = Span::secs(90 * 86_400);
 
 /// Who is allowed by hand. It outlives the process.
 #[derive(Clone)]
@@ -28,7 +33,7 @@ pub struct Memory {
     /// By network; bound: [`MOST`].
     table: Arc<Table<Allowed>>,
     /// The same, to be looked through by every event while it is not empty.
-    list: Arc<ArcSwap<Vec<Entry>>>,
+    list: Arc<ArcSwap<Vec<Listed>>>,
 }
 
 /// One network that is allowed.
@@ -40,21 +45,52 @@ pub struct Entry {
     pub until: Time,
 }
 
+/// One network, and what was said of it.
+#[derive(Clone, Copy)]
+struct Listed {
+    network: IpNet,
+    said: Said,
+}
+
+impl Listed {
+    /// It as of a moment, while it holds.
+    fn at(&self, at: Moment) -> Option<Entry> {
+        let until = self.said.ends(at.now, LONGEST.duration());
+        (!at.is_past(until)).then_some(Entry { network: self.network, until })
+    }
+}
+
 /// The same as it is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Allowed {
     network: Option<IpNet>,
     until: Time,
+    /// For how long it was said. Nothing where an earlier version has written it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lasting: Option<Lasting>,
+}
+
+impl Allowed {
+    fn said(self) -> Said {
+        Said { until: self.until, lasting: self.lasting }
+    }
 }
 
 impl Record for Allowed {
+    const FAVOURS: bool = true;
+
     fn forgettable(&self, now: Time) -> bool {
         self.until <= now
     }
 
     fn worth(&self) -> Worth {
         Worth::Lasting
+    }
+
+    fn seen_from(&self, now: Time, longest: Duration) -> Option<Self> {
+        let until = self.said().ends(now, longest);
+        (until != self.until).then_some(Self { until, ..*self })
     }
 }
 
@@ -68,6 +104,7 @@ impl Stored for Allowed {
         };
         bytes.extend([family, bits]);
         bytes.extend(address.octets());
+        self.lasting.inspect(|lasting| lasting.encode(bytes));
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
@@ -80,23 +117,28 @@ impl Stored for Allowed {
             6 => Some(IpNet::new(address.into(), bits).ok()?),
             _ => return None,
         };
-        parts.end(Self { network, until })
+        let lasting = Lasting::decode(&mut parts);
+        parts.end(Self { network, until, lasting })
     }
 
     fn fold(&mut self, other: Self) {
         self.network = self.network.or(other.network);
-        self.until = self.until.max(other.until);
+        if other.until > self.until {
+            (self.until, self.lasting) = (other.until, other.lasting);
+        }
     }
 }
 
 impl Memory {
     pub(super) fn new(secret: &Secret) -> Self {
         let table = Arc::new(Table::noting_changes(MOST));
+        table.lasts_at_most(LONGEST.duration());
         Self { secret: secret.clone(), table, list: Arc::default() }
     }
 
-    pub(super) fn sweep(&self, now: Time) {
-        if self.table.sweep(now, 1) > 0 {
+    pub(super) fn sweep(&self, at: Moment) {
+        if !self.table.is_empty() {
+            self.table.sweep(at, 1);
             self.list_anew();
         }
     }
@@ -112,8 +154,10 @@ impl Memory {
     /// Allows a network until that moment, or gives it another end.
     pub fn begin(&self, network: IpNet, until: Time, now: Time) -> Result<(), Full> {
         let network = network.trunc();
-        let allowed = Allowed { network: Some(network), until };
-        let done = self.table.write(self.key(network), now, |entry| *entry = allowed);
+        let lasting = Some(Lasting::from(now, until));
+        let allowed = Allowed { network: Some(network), until, lasting };
+        let at = Moment::of(now);
+        let done = self.table.write(self.key(network), at, |entry| *entry = allowed);
         self.list_anew();
         done
     }
@@ -126,16 +170,16 @@ impl Memory {
     }
 
     /// Everything that is allowed now, by network.
-    pub fn all(&self, now: Time) -> Vec<Entry> {
+    pub fn all(&self, at: Moment) -> Vec<Entry> {
         self.list_anew();
-        let mut all = Vec::clone(&self.list.load());
-        all.retain(|entry| entry.until > now);
+        let list = self.list.load();
+        let mut all: Vec<_> = list.iter().filter_map(|listed| listed.at(at)).collect();
         all.sort_by_key(|entry| entry.network);
         all
     }
 
     /// Until when an address is allowed, if it is.
-    pub fn until(&self, address: IpAddr, now: Time) -> Option<Time> {
+    pub fn until(&self, address: IpAddr, at: Moment) -> Option<Time> {
         if self.table.is_empty() {
             return None;
         }
@@ -144,8 +188,8 @@ impl Memory {
             self.list_anew();
         }
         let list = self.list.load();
-        let of_it = list.iter().filter(|entry| entry.network.contains(&address));
-        of_it.map(|entry| entry.until).filter(|until| *until > now).max()
+        let of_it = list.iter().filter(|listed| listed.network.contains(&address));
+        of_it.filter_map(|listed| listed.at(at)).map(|entry| entry.until).max()
     }
 
     /// Whether everything is known again that was said before a restart.
@@ -155,13 +199,12 @@ impl Memory {
 
     fn list_anew(&self) {
         let keys = (0..self.table.parts()).flat_map(|part| self.table.keys(part));
-        let entry = |key| {
-            self.table.read(key, |allowed| {
-                let Allowed { network, until } = *allowed?;
-                Some(Entry { network: network?, until })
-            })
+        // As they are stored: whoever looks them through knows the moment.
+        let listed = |key| {
+            let allowed = self.table.copied(key)?;
+            Some(Listed { network: allowed.network?, said: allowed.said() })
         };
-        self.list.store(Arc::new(keys.filter_map(entry).collect()));
+        self.list.store(Arc::new(keys.filter_map(listed).collect()));
     }
 
     fn key(&self, network: IpNet) -> Key {
@@ -176,11 +219,11 @@ impl Signal for Memory {
     }
 
     fn standing(&self, cx: &Context<'_>) -> Option<Standing> {
-        self.until(cx.client.address(), cx.now).map(|_| Standing::Trusted)
+        self.until(cx.client.address(), cx.at).map(|_| Standing::Trusted)
     }
 
     fn assess(&self, cx: &Context<'_>, _: &Ledger, round: &mut Round) {
-        if self.until(cx.client.address(), cx.now).is_some() {
+        if self.until(cx.client.address(), cx.at).is_some() {
             round.exempt(Exemption::Allowlisted);
         }
     }
@@ -208,14 +251,14 @@ mod tests {
         let within = |address: &str, now| memory.until(address.parse().unwrap(), now);
         memory.begin(network("192.0.2.7/24"), until, NOW).unwrap();
         memory.begin(network("2001:db8::1/128"), until, NOW).unwrap();
-        assert_eq!(within("192.0.2.200", NOW), Some(until));
-        assert_eq!(within("2001:db8::1", NOW), Some(until));
-        assert_eq!(within("198.51.100.1", NOW), None);
-        assert_eq!(within("192.0.2.200", until), None, "it ends by itself");
+        assert_eq!(within("192.0.2.200", Moment::of(NOW)), Some(until));
+        assert_eq!(within("2001:db8::1", Moment::of(NOW)), Some(until));
+        assert_eq!(within("198.51.100.1", Moment::of(NOW)), None);
+        assert_eq!(within("192.0.2.200", Moment::of(until)), None, "it ends by itself");
         assert!(memory.end(network("192.0.2.0/24")) && !memory.end(network("192.0.2.0/24")));
-        assert_eq!(within("192.0.2.200", NOW), None);
-        memory.sweep(until);
-        assert_eq!(memory.all(NOW), []);
+        assert_eq!(within("192.0.2.200", Moment::of(NOW)), None);
+        memory.sweep(Moment::of(until));
+        assert_eq!(memory.all(Moment::of(NOW)), []);
     }
 
     #[test]
@@ -226,10 +269,10 @@ mod tests {
             before.begin(network(text), until, NOW).unwrap();
             let key = before.key(network(text));
             let bytes = before.table.written(key).unwrap();
-            after.table.restore(key, &bytes, NOW);
+            after.table.restore(key, &bytes, Moment::of(NOW));
         }
-        assert_eq!(before.all(NOW), after.all(NOW));
-        assert_eq!(after.until("192.0.2.1".parse().unwrap(), NOW), Some(until));
+        assert_eq!(before.all(Moment::of(NOW)), after.all(Moment::of(NOW)));
+        assert_eq!(after.until("192.0.2.1".parse().unwrap(), Moment::of(NOW)), Some(until));
         let none = Allowed::default();
         assert_eq!(Allowed::decode(&written(&none)), Some(none));
     }

@@ -83,7 +83,7 @@ impl Memory {
     pub fn all(&self, now: Time) -> Vec<Lifted> {
         let all = self.0.load();
         let as_of_now = |lifted: &Lifted| Lifted {
-            until: lifted.until.min(now + lifted.span),
+            until: lifted.until.at_most(lifted.span, now),
             ..lifted.clone()
         };
         all.iter().filter(|lifted| lifted.until > now).map(as_of_now).collect()

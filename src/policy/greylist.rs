@@ -18,7 +18,7 @@ use super::imported::{Imported, Imports};
 use super::signal::{Context, Ledger, Round, Signal};
 use super::standing::Standing;
 use super::when::When;
-use crate::clock::Time;
+use crate::clock::{Moment, Time};
 use crate::meter::key::{Key, Secret};
 use crate::meter::record::{Parts, Record, Stored, Until, Worth, put_time};
 use crate::meter::table::{Kept, Size, Table};
@@ -165,6 +165,12 @@ impl Memory {
     }
 
     pub(super) fn signal(&self, params: &Params) -> Option<Greylist> {
+        let (window, forget) = (params.window.duration(), params.forget.duration());
+        self.crowds.lasts_at_most(window);
+        self.passed.lasts_at_most(forget);
+        self.proven.lasts_at_most(forget);
+        self.imported.lasts_at_most(forget);
+        self.contacts.lasts_at_most(ACQUAINTED);
         (params.mode != Mode::Off).then(|| Greylist {
             mode: params.mode,
             when: params.when.clone(),
@@ -191,8 +197,8 @@ impl Memory {
     }
 
     /// Whether there was ever mail between these two, or this message, whatever its key is of.
-    pub(super) fn has_met(&self, key: Key, now: Time) -> bool {
-        self.contacts.read(key, |contact| contact.is_some_and(|c| !c.forgettable(now)))
+    pub(super) fn has_met(&self, key: Key, at: Moment) -> bool {
+        self.contacts.read(key, at, |contact| contact.is_some())
     }
 
     /// There was not, after all.
@@ -201,27 +207,27 @@ impl Memory {
     }
 
     /// There was: good mail, or what a single bad message can make.
-    pub(super) fn meet(&self, key: Key, good: bool, now: Time) {
-        let until = now + ACQUAINTED;
+    pub(super) fn meet(&self, key: Key, good: bool, at: Moment) {
+        let until = at.now + ACQUAINTED;
         // Written anew some thirty times until it is forgotten at most.
         let stale = |contact: Option<&Contact>| {
             contact.is_none_or(|c| (good && !c.good) || c.until + ACQUAINTED / 32 < until)
         };
-        if self.contacts.read(key, stale) {
+        if self.contacts.read(key, at, stale) {
             // A full table counts itself.
-            let _ = self.contacts.write(key, now, |contact| {
+            let _ = self.contacts.write(key, at, |contact| {
                 *contact = Contact { good: good || contact.good, until };
             });
         }
     }
 
-    pub(super) fn sweep(&self, now: Time, parts: usize) {
-        self.pending.sweep(now, parts);
-        self.passed.sweep(now, parts);
-        self.proven.sweep(now, parts);
-        self.crowds.sweep(now, parts);
-        self.contacts.sweep(now, parts);
-        self.imported.sweep(now, parts);
+    pub(super) fn sweep(&self, at: Moment, parts: usize) {
+        self.pending.sweep(at, parts);
+        self.passed.sweep(at, parts);
+        self.proven.sweep(at, parts);
+        self.crowds.sweep(at, parts);
+        self.contacts.sweep(at, parts);
+        self.imported.sweep(at, parts);
     }
 
     pub(super) fn sizes(&self) -> [(&'static str, Size); 6] {
@@ -310,12 +316,19 @@ impl Crowd {
 }
 
 impl Record for Crowd {
+    const FAVOURS: bool = false;
+
     fn forgettable(&self, now: Time) -> bool {
         self.until() <= now
     }
 
     fn worth(&self) -> Worth {
         Worth::Fleeting(self.stored.into())
+    }
+
+    fn seen_from(&self, now: Time, longest: Duration) -> Option<Self> {
+        let seen = Self::new(self.stored, self.until().at_most(longest, now));
+        (seen.until_secs != self.until_secs).then_some(seen)
     }
 }
 
@@ -328,9 +341,33 @@ struct Contact {
     until: Time,
 }
 
+impl Pending {
+    /// Seen from before its first attempt, that attempt is now.
+    fn at_most(&self, _: Duration, now: Time) -> Option<Self> {
+        let window = self.until.since(self.first);
+        (self.first > now).then_some(Self { first: now, until: now + window })
+    }
+}
+
+impl Contact {
+    fn at_most(&self, longest: Duration, now: Time) -> Option<Self> {
+        let until = self.until.at_most(longest, now);
+        (until != self.until).then_some(Self { until, ..*self })
+    }
+}
+
+impl Proven {
+    fn at_most(&self, longest: Duration, now: Time) -> Option<Self> {
+        let until = self.until.at_most(longest, now);
+        (until != self.until).then_some(Self { until, ..*self })
+    }
+}
+
 macro_rules! forgettable_at_until {
-    ($($record:ty: |$it:ident| $worth:expr;)*) => {$(
+    ($($record:ty: $favours:literal, |$it:ident| $worth:expr;)*) => {$(
         impl Record for $record {
+            const FAVOURS: bool = $favours;
+
             fn forgettable(&self, now: Time) -> bool {
                 self.until <= now
             }
@@ -339,14 +376,18 @@ macro_rules! forgettable_at_until {
                 let $it = self;
                 $worth
             }
+
+            fn seen_from(&self, now: Time, longest: Duration) -> Option<Self> {
+                self.at_most(longest, now)
+            }
         }
     )*};
 }
 forgettable_at_until! {
     // The oldest has had the most time to come back.
-    Pending: |it| Worth::Fleeting(it.first.as_nanos());
-    Contact: |it| Worth::Fleeting(u64::from(it.good) << 63 | it.until.as_nanos() >> 1);
-    Proven: |it| if it.enough {
+    Pending: false, |it| Worth::Fleeting(it.first.as_nanos());
+    Contact: true, |it| Worth::Fleeting(u64::from(it.good) << 63 | it.until.as_nanos() >> 1);
+    Proven: true, |it| if it.enough {
         Worth::Lasting
     } else {
         Worth::Fleeting(u64::from(it.passes.min(255)) << 56 | it.until.as_nanos() >> 8)
@@ -477,17 +518,14 @@ impl Greylist {
         // The triplet before its client: mostly it is the one that is known, and each look into a
         // large table is cold memory.
         let triplet = self.triplet(cx);
-        let known = |passed: Option<&Passed>| {
-            passed.filter(|passed| !passed.forgettable(cx.now)).map(|passed| passed.until)
-        };
-        if let Some(until) = self.passed.read(triplet, known).or_else(|| {
+        let known = |passed: Option<&Passed>| passed.map(|passed| passed.until);
+        if let Some(until) = self.passed.read(triplet, cx.at, known).or_else(|| {
             // From a suspicious score on, what its history has earned does not hold.
             self.proven_until(cx).filter(|_| !cx.policy.suspects(cx))
         }) {
             return Acquaintance::Known { until };
         }
-        let own = match self.pending.read(triplet, |pending| pending.copied()) {
-            Some(pending) if pending.forgettable(cx.now) => Acquaintance::New,
+        let own = match self.pending.read(triplet, cx.at, |pending| pending.copied()) {
             Some(Pending { first, .. }) if cx.now.since(first) < self.delay => {
                 Acquaintance::Waiting { first }
             }
@@ -534,10 +572,10 @@ impl Greylist {
 
     /// Whether there was room for one more in a crowd, which it has taken. One that could not be
     /// noted has room.
-    fn join(&self, crowd: Key, most: u32, now: Time) -> bool {
-        let room = self.crowds.write(crowd, now, |crowd| {
-            if crowd.forgettable(now) {
-                *crowd = Crowd::new(0, now + self.window);
+    fn join(&self, crowd: Key, most: u32, at: Moment) -> bool {
+        let room = self.crowds.write(crowd, at, |crowd| {
+            if at.is_past(crowd.until()) {
+                *crowd = Crowd::new(0, at.now + self.window);
             }
             let room = crowd.stored < most;
             crowd.stored += u32::from(room);
@@ -546,17 +584,17 @@ impl Greylist {
         room != Ok(false)
     }
 
-    fn leave(&self, crowd: Key) {
-        self.crowds.write_known(crowd, |crowd| crowd.stored = crowd.stored.saturating_sub(1));
+    fn leave(&self, crowd: Key, at: Moment) {
+        self.crowds.write_known(crowd, at, |crowd| crowd.stored = crowd.stored.saturating_sub(1));
     }
 
     /// Until when the client is proven, if it is.
     fn proven_until(&self, cx: &Context<'_>) -> Option<Time> {
         let proven = |client: Option<&Proven>| {
-            let proven = client.filter(|c| c.passes >= self.proven_after && !c.forgettable(cx.now));
+            let proven = client.filter(|client| client.passes >= self.proven_after);
             proven.map(|proven| proven.until)
         };
-        self.proven.read(self.client(cx), proven)
+        self.proven.read(self.client(cx), cx.at, proven)
     }
 
     /// Whether it acts by its settings.
@@ -581,10 +619,8 @@ impl Greylist {
 
     /// Since when this triplet is awaited, if it has been told to come back.
     pub(super) fn awaits(&self, cx: &Context<'_>) -> Option<Time> {
-        let waits = |pending: Option<&Pending>| {
-            pending.filter(|pending| !pending.forgettable(cx.now)).map(|pending| pending.first)
-        };
-        self.pending.read(self.triplet(cx), waits)
+        let waits = |pending: Option<&Pending>| pending.map(|pending| pending.first);
+        self.pending.read(self.triplet(cx), cx.at, waits)
     }
 
     /// Whether a triplet that is awaited since then will be put off at DATA.
@@ -651,24 +687,24 @@ impl Greylist {
     fn store(&self, cx: &Context<'_>) {
         // The site first: where it has no room, its new networks get no entry either.
         let (site, most) = (self.site_crowd(cx), self.max_pending_per_network);
-        let joins_site = |site| self.join(site, most.saturating_mul(SITE_SHARE), cx.now);
+        let joins_site = |site| self.join(site, most.saturating_mul(SITE_SHARE), cx.at);
         if !site.is_none_or(joins_site) {
             return;
         }
-        if !self.join(self.crowd(cx), most, cx.now) {
-            site.into_iter().for_each(|site| self.leave(site));
+        if !self.join(self.crowd(cx), most, cx.at) {
+            site.into_iter().for_each(|site| self.leave(site, cx.at));
             return;
         }
         let pending = Pending { first: cx.now, until: cx.now + self.window };
         // A full table counts what it turns away.
-        let _ = self.pending.write(self.triplet(cx), cx.now, |entry| *entry = pending);
+        let _ = self.pending.write(self.triplet(cx), cx.at, |entry| *entry = pending);
     }
 
     /// The triplet has waited, so its client has one more pass.
     fn prove(&self, cx: &Context<'_>) {
         let until = cx.now + self.forget;
-        let _ = self.proven.write(self.client(cx), cx.now, |proven| {
-            let passes = if proven.forgettable(cx.now) { 0 } else { proven.passes };
+        let _ = self.proven.write(self.client(cx), cx.at, |proven| {
+            let passes = if cx.at.is_past(proven.until) { 0 } else { proven.passes };
             let passes = passes.saturating_add(1);
             *proven = Proven { passes, enough: passes >= self.proven_after, until };
         });
@@ -678,18 +714,18 @@ impl Greylist {
     fn pass(&self, cx: &Context<'_>) {
         let until = cx.now + self.forget;
         let triplet = self.triplet(cx);
-        let _ = self.passed.write(triplet, cx.now, |passed| passed.until = until);
+        let _ = self.passed.write(triplet, cx.at, |passed| passed.until = until);
         if self.pending.take(triplet).is_some() {
-            self.leave(self.crowd(cx));
-            self.site_crowd(cx).into_iter().for_each(|site| self.leave(site));
+            self.leave(self.crowd(cx), cx.at);
+            self.site_crowd(cx).into_iter().for_each(|site| self.leave(site, cx.at));
         }
     }
 
     /// Seen again: remembered for another while.
     fn refresh(&self, cx: &Context<'_>) {
         let until = cx.now + self.forget;
-        self.proven.write_known(self.client(cx), |proven| proven.until = until);
-        self.passed.write_known(self.triplet(cx), |passed| passed.until = until);
+        self.proven.write_known(self.client(cx), cx.at, |proven| proven.until = until);
+        self.passed.write_known(self.triplet(cx), cx.at, |passed| passed.until = until);
     }
 
     /// A recipient has been asked for: what that makes of its triplet.
@@ -740,7 +776,10 @@ impl Greylist {
                 ledger.told_to_return = true;
                 self.store(cx);
             }
-            Acquaintance::Waiting { .. } => {}
+            // It waits as it was told to, also where a clock that was ahead has stored it.
+            Acquaintance::Waiting { .. } => {
+                self.pending.write_known(self.triplet(cx), cx.at, |_| ());
+            }
             Acquaintance::Back if others_refuse => {}
             Acquaintance::Back => {
                 self.prove(cx);

@@ -14,9 +14,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::signal::Context;
-use crate::clock::Time;
+use crate::clock::Moment;
 use crate::meter::key::{Key, Secret};
-use crate::meter::record::{Record, Until};
+use crate::meter::record::Until;
 use crate::meter::table::Table;
 use crate::smtp::client::{Network, Prefixes};
 
@@ -86,17 +86,16 @@ impl Imports {
         let (name, domain) = sqlgrey_sender(&sender, &recipient);
         let address = format!("{name}@{domain}");
         let networks = [host(cx.client.address()), subnet(cx.client.address())];
-        self.has(Known::Client(networks[0]), cx.now)
+        self.has(Known::Client(networks[0]), cx.at)
             || networks.into_iter().any(|network| {
-                self.has(Known::Triplet(network, &triplet), cx.now)
-                    || self.has(Known::Domain(network, domain), cx.now)
-                    || self.has(Known::Sender(network, &address), cx.now)
+                self.has(Known::Triplet(network, &triplet), cx.at)
+                    || self.has(Known::Domain(network, domain), cx.at)
+                    || self.has(Known::Sender(network, &address), cx.at)
             })
     }
 
-    fn has(&self, known: Known<'_>, now: Time) -> bool {
-        let lasts = |entry: Option<&Imported>| entry.is_some_and(|entry| !entry.forgettable(now));
-        self.table.read(known.key(&self.secret), lasts)
+    fn has(&self, known: Known<'_>, at: Moment) -> bool {
+        self.table.read(known.key(&self.secret), at, |entry| entry.is_some())
     }
 }
 

@@ -16,7 +16,7 @@ use super::Bounds;
 use super::decision::{Decision, Refusal, Urgency, Why};
 use super::signal::{Context, Ends, Ledger, Round, Signal};
 use super::standing::Standing;
-use crate::clock::Time;
+use crate::clock::{Moment, Time};
 use crate::meter::key::Key;
 use crate::meter::record::{Record, Worth};
 use crate::meter::table::{Size, Table};
@@ -348,12 +348,18 @@ const FAST: f64 = 10.0;
 struct Held(u32);
 
 impl Record for Held {
+    const FAVOURS: bool = false;
+
     fn forgettable(&self, _: Time) -> bool {
         self.0 == 0
     }
 
     fn worth(&self) -> Worth {
         Worth::Lasting
+    }
+
+    fn seen_from(&self, _: Time, _: Duration) -> Option<Self> {
+        None
     }
 }
 
@@ -373,8 +379,8 @@ impl Memory {
         Load { params: params.clone(), host: self.0.clone() }
     }
 
-    pub(super) fn sweep(&self, now: Time, parts: usize) {
-        self.0.networks.sweep(now, parts);
+    pub(super) fn sweep(&self, at: Moment, parts: usize) {
+        self.0.networks.sweep(at, parts);
     }
 
     pub(super) fn size(&self) -> (&'static str, Size) {
@@ -452,6 +458,8 @@ impl Host {
         if asked >= from && asked > Level::Normal {
             watch.held_until = now + params.hold;
         }
+        // A clock that has stepped back does not hold it for longer than it says.
+        watch.held_until = watch.held_until.at_most(params.hold, now);
         let to = if asked >= from || watch.held_until <= now { asked } else { from };
         // While a level is only held, or those that were put off come back, the sensor that has
         // caused it stays the cause.
@@ -550,11 +558,11 @@ impl Load {
     }
 
     /// Whether a stranger's network holds as much as it may.
-    fn holds_its_share(&self, network: Key) -> Option<Why> {
+    fn holds_its_share(&self, network: Key, at: Moment) -> Option<Why> {
         let open = self.host.open.load(Ordering::Relaxed).saturating_add(1);
         let most = (self.params.max_share * f64::from(open)) as u32;
         let most = most.max(1);
-        let held = self.host.networks.read(network, |held| held.map_or(0, |held| held.0));
+        let held = self.host.networks.read(network, at, |held| held.map_or(0, |held| held.0));
         (held >= most).then_some(Why::Share { held, most, open })
     }
 }
@@ -585,7 +593,8 @@ impl Signal for Arc<Load> {
             return round.refuse(Refusal { urgency, ..refusal });
         }
         let stranger = level > Level::Normal && cx.standing() < Standing::Proven;
-        if let Some(why) = stranger.then(|| self.holds_its_share(cx.network_key())).flatten() {
+        if let Some(why) = stranger.then(|| self.holds_its_share(cx.network_key(), cx.at)).flatten()
+        {
             round.refuse(self.refusal(why, Scarce::Capacity));
         }
     }
@@ -601,7 +610,7 @@ impl Signal for Arc<Load> {
                 // Closed at once, a session is gone before it counts.
                 if cx.ends == Ends::Seen && self.params.watches && !decision.at_once() {
                     let key = cx.network_key();
-                    let counted = self.host.networks.write(key, cx.now, |held| held.0 += 1);
+                    let counted = self.host.networks.write(key, cx.at, |held| held.0 += 1);
                     self.host.open.fetch_add(1, Ordering::Relaxed);
                     let waits = !decision.passes();
                     self.host.waiting.fetch_add(u32::from(waits), Ordering::Relaxed);
@@ -613,7 +622,7 @@ impl Signal for Arc<Load> {
                 self.host.open.fetch_sub(1, Ordering::Relaxed);
                 self.host.waiting.fetch_sub(u32::from(place.waits), Ordering::Relaxed);
                 if let Some(network) = place.network {
-                    self.host.networks.write_known(network, |held| held.0 -= 1);
+                    self.host.networks.write_known(network, cx.at, |held| held.0 -= 1);
                 }
             }
             _ => {}

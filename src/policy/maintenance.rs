@@ -9,10 +9,11 @@ use std::sync::Arc;
 use super::access::Lists;
 use super::decision::{Decision, Refusal, Why};
 use super::signal::{Context, Ends, Ledger, Round, Signal};
-use crate::clock::Time;
+use crate::clock::{Moment, Time};
 use crate::meter::key::{Key, Secret};
-use crate::meter::record::Until;
+use crate::meter::record::Said;
 use crate::meter::table::{Full, Kept, Size, Table};
+use crate::meter::units::Span;
 use crate::setting::Mode;
 use crate::smtp::event::Event;
 use crate::smtp::template::Template;
@@ -67,12 +68,13 @@ pub struct Memory {
 /// told so.
 const MOST_CLOSED: usize = 256;
 
-/// What holds until when.
-type Said = Until<true>;
+/// The longest that can be asked for: by then every sender has given its mail back.
+pub const LONGEST: Span = Span::secs(7 * 86_400);
 
 impl Memory {
     pub(super) fn new(secret: &Secret) -> Self {
         let closed = Arc::new(Table::noting_changes(MOST_CLOSED));
+        closed.lasts_at_most(LONGEST.duration());
         Self { secret: secret.clone(), closed }
     }
 
@@ -80,8 +82,8 @@ impl Memory {
         Maintenance { params, memory: self.clone() }
     }
 
-    pub(super) fn sweep(&self, now: Time) {
-        self.closed.sweep(now, 1);
+    pub(super) fn sweep(&self, at: Moment) {
+        self.closed.sweep(at, 1);
     }
 
     pub(super) fn size(&self) -> (&'static str, Size) {
@@ -94,7 +96,8 @@ impl Memory {
 
     /// Begins maintenance of one listener, or of all of them, or changes its end.
     pub fn begin(&self, listener: Option<&str>, until: Time, now: Time) -> Result<(), Full> {
-        self.closed.write(self.key(listener), now, |closed| closed.until = until)
+        let said = Said::until(until, now);
+        self.closed.write(self.key(listener), Moment::of(now), |closed| *closed = said)
     }
 
     /// Ends what was begun by hand for this listener, or for all of them together.
@@ -108,7 +111,9 @@ impl Memory {
         let keys = (0..self.closed.parts()).flat_map(|part| self.closed.keys(part));
         keys.for_each(|key| _ = self.closed.forget(key));
         let Some(until) = by_settings else { return Ok(()) };
-        self.closed.write(self.lifted(), now, |lifted| lifted.until = until)
+        // What the settings say is a moment, whatever the clock is.
+        let said = Said::until(until, Time::default());
+        self.closed.write(self.lifted(), Moment::of(now), |lifted| *lifted = said)
     }
 
     /// Whether everything is known again that was said before a restart.
@@ -122,14 +127,16 @@ impl Memory {
             return None;
         }
         let until = |closed: Option<&Said>| closed.map(|closed| closed.until);
-        self.closed.read(self.key(listener), until).filter(|until| *until > now)
+        self.closed.read(self.key(listener), Moment::of(now), until)
     }
 
     /// Whether what the settings say until this moment was ended by hand. If they come to name
     /// another moment, that holds.
-    fn is_lifted(&self, until: Time) -> bool {
+    fn is_lifted(&self, until: Time, now: Time) -> bool {
         !self.closed.is_empty()
-            && self.closed.read(self.lifted(), |lifted| lifted.is_some_and(|l| l.until == until))
+            && self.closed.read(self.lifted(), Moment::of(now), |lifted| {
+                lifted.is_some_and(|lifted| lifted.until == until)
+            })
     }
 
     fn key(&self, listener: Option<&str>) -> Key {
@@ -159,7 +166,7 @@ impl Maintenance {
         let by_hand = self.memory.until(listener, now);
         let by_hand = by_hand.map(|until| Closure { until, by: By::Hand });
         let by_settings = self.by_settings(now).filter(|_| listener.is_none());
-        let by_settings = by_settings.filter(|until| !self.memory.is_lifted(*until));
+        let by_settings = by_settings.filter(|until| !self.memory.is_lifted(*until, now));
         let by_settings = by_settings.map(|until| Closure { until, by: By::Settings });
         by_settings.into_iter().chain(by_hand).max_by_key(|closure| closure.until)
     }
@@ -237,7 +244,7 @@ mod tests {
         memory.end_everything(Some(after(20)), NOW).unwrap();
         assert_eq!(signal(&memory, Some(after(20))).over(SOCKET, NOW), None);
         assert_eq!(signal(&memory, Some(after(21))).over(SOCKET, NOW), Some(after(21)));
-        memory.sweep(after(20));
+        memory.sweep(Moment::of(after(20)));
         assert!(memory.closed.is_empty(), "it is forgotten when it means nothing any more");
     }
 }

@@ -33,7 +33,7 @@ use self::patience::Patience;
 use self::recipients::Recipients;
 use self::signal::{Context, Ledger, Round, Signal};
 use self::standing::Standing;
-use crate::clock::Time;
+use crate::clock::{Moment, Time};
 use crate::meter::changes::Changes;
 use crate::meter::key::{Key, KeyMaker, Secret};
 use crate::meter::table::{Kept, Size};
@@ -96,14 +96,14 @@ impl Memory {
     }
 
     /// Forgets what has faded in the next of so many parts of every table.
-    pub fn sweep(&self, now: Time, parts: usize) {
-        self.limits.sweep(now, parts);
-        self.greylist.sweep(now, parts);
-        self.behaviour.sweep(now, parts);
-        self.load.sweep(now, parts);
-        self.maintenance.sweep(now);
-        self.names.sweep(now, parts);
-        self.allowed.sweep(now);
+    pub fn sweep(&self, at: Moment, parts: usize) {
+        self.limits.sweep(at, parts);
+        self.greylist.sweep(at, parts);
+        self.behaviour.sweep(at, parts);
+        self.load.sweep(at, parts);
+        self.maintenance.sweep(at);
+        self.names.sweep(at, parts);
+        self.allowed.sweep(at);
     }
 
     /// What every table has come to, by its name.
@@ -272,8 +272,8 @@ impl Policy {
 
     /// A client as it is known here: by its IPv4 address, where it stands in an IPv6 one, and by its
     /// last name while the present one is unsure.
-    pub fn recognised(&self, client: Client, now: Time) -> Client {
-        self.names.recall(client.translated_by(&self.nat64), now)
+    pub fn recognised(&self, client: Client, at: Moment) -> Client {
+        self.names.recall(client.translated_by(&self.nat64), at)
     }
 
     /// What a client counts under.
@@ -296,9 +296,9 @@ impl Policy {
     }
 
     /// Somebody has written to somebody else: an answer will be no first contact.
-    pub fn has_written(&self, from: &Address, to: &Address, now: Time) {
+    pub fn has_written(&self, from: &Address, to: &Address, at: Moment) {
         if let (Some(behaviour), Some(key)) = (&self.behaviour, keys::talk(self, from, to)) {
-            behaviour.has_talked(key, now);
+            behaviour.has_talked(key, at);
         }
     }
 
@@ -347,7 +347,7 @@ impl Policy {
             access: Accessed {
                 allowed: allowed.map(|entry| entry.to_string()),
                 denied: denied.map(|entry| entry.to_string()),
-                allowed_until: self.allowed.until(client.client.address(), client.now),
+                allowed_until: self.allowed.until(client.client.address(), client.at),
                 authentication_exempts,
             },
         }
@@ -396,7 +396,7 @@ impl Policy {
         let lifted = |refusal: &Refusal| self.by_hand.covers(refusal.rule(), now);
         let decision = if self.by_hand.is_empty() { decision } else { decision.lifted(lifted) };
         match decision.reasons().iter().any(|r| r.why.reason() == Reason::Maintenance) {
-            true => decision.in_maintenance(self.maintenance.over(listener, now), since),
+            true => decision.in_maintenance(self.maintenance.over(listener, now), since.min(now)),
             false => decision,
         }
     }

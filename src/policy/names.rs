@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::signal::Context;
 use super::standing::Standing;
-use crate::clock::Time;
+use crate::clock::{Moment, Time};
 use crate::meter::key::{Key, Secret};
 use crate::meter::record::{Parts, Record, Stored, Worth, put_time};
 use crate::meter::table::{Kept, Size, Table};
@@ -53,6 +53,7 @@ const FORM: u8 = 1;
 
 impl Record for Named {
     const APART: usize = LONGEST;
+    const FAVOURS: bool = true;
 
     fn forgettable(&self, now: Time) -> bool {
         self.until <= now
@@ -60,6 +61,11 @@ impl Record for Named {
 
     fn worth(&self) -> Worth {
         Worth::Fleeting(u64::from(self.earned) << 63 | self.until.as_nanos() >> 1)
+    }
+
+    fn seen_from(&self, now: Time, longest: Duration) -> Option<Self> {
+        let until = self.until.at_most(longest, now);
+        (until != self.until).then(|| Self { until, ..self.clone() })
     }
 }
 
@@ -92,11 +98,12 @@ impl Stored for Named {
 impl Memory {
     pub(super) fn new(secret: &Secret, max_clients: usize) -> Self {
         let table = Arc::new(Table::noting_changes(max_clients / 2));
+        table.lasts_at_most(FORGET);
         Self { secret: secret.clone(), table }
     }
 
-    pub(super) fn sweep(&self, now: Time, parts: usize) {
-        self.table.sweep(now, parts);
+    pub(super) fn sweep(&self, at: Moment, parts: usize) {
+        self.table.sweep(at, parts);
     }
 
     pub(super) fn size(&self) -> (&'static str, Size) {
@@ -108,16 +115,16 @@ impl Memory {
     }
 
     /// The client by the name that it last had, if its own is unsure.
-    pub(super) fn recall(&self, client: Client, now: Time) -> Client {
+    pub(super) fn recall(&self, client: Client, at: Moment) -> Client {
         if !client.name_is_wanting() || self.table.is_empty() {
             return client;
         }
         let last = |named: Option<&Box<Named>>| {
-            let named = named.filter(|named| !named.forgettable(now))?;
+            let named = named?;
             let same = client.claimed_name().is_none_or(|claimed| cut(claimed) == &*named.name);
             same.then(|| named.name.clone())
         };
-        match self.table.read(self.key(client.address()), last) {
+        match self.table.read(self.key(client.address()), at, last) {
             Some(name) => client.last_named(name),
             None => client,
         }
@@ -142,9 +149,9 @@ impl Memory {
             })
         };
         let key = self.key(cx.client.address());
-        if self.table.read(key, stale) {
+        if self.table.read(key, cx.at, stale) {
             // A full table counts what it turns away.
-            let _ = self.table.write(key, cx.now, |named| {
+            let _ = self.table.write(key, cx.at, |named| {
                 **named = Named { name: name.into(), earned, until };
             });
         }
@@ -203,8 +210,10 @@ mod tests {
         let memory = Memory::new(&Secret::new([7; 16]), 1_000);
         let [one, other] = ["192.0.2.7", "192.0.2.8"].map(|a| Client::new(a.parse().unwrap()));
         let entry = named("mx.example.net", false, 1_900_000_000);
-        let _ = memory.table.write(memory.key(one.address()), NOW, |named| **named = entry);
-        let name = |client: Client| memory.recall(client, NOW).name().map(str::to_owned);
+        let _ =
+            memory.table.write(memory.key(one.address()), Moment::of(NOW), |named| **named = entry);
+        let name =
+            |client: Client| memory.recall(client, Moment::of(NOW)).name().map(str::to_owned);
         let is_it = Some("mx.example.net".to_owned());
         assert_eq!(name(one.clone().of_unsure_name()), is_it);
         assert_eq!(name(one.clone().of_untold_name(None)), is_it);

@@ -12,7 +12,7 @@ use super::limit::{Charge, Hold};
 use super::load::Place;
 use super::patience::Patience;
 use super::standing::Standing;
-use crate::clock::Time;
+use crate::clock::{Moment, Time};
 use crate::setting::Mode;
 use crate::smtp::address::Address;
 use crate::smtp::client::{Client, Network};
@@ -58,6 +58,8 @@ pub trait Signal: Send + Sync {
 pub struct Context<'a> {
     /// The moment, read once for the event.
     pub now: Time,
+    /// The same, and whether it is to be believed.
+    pub at: Moment,
     /// What has happened.
     pub event: &'a Event,
     /// Who did it.

@@ -184,6 +184,7 @@ impl Writer {
             // Either way round: the clock may have been put right.
             if backend.is_some() && now.since(looked).max(looked.since(now)) >= LOOK_AT_PLACE {
                 looked = now;
+                self.keep_its_beginning();
                 if !self.home.is_in_place() {
                     (backend, next_try) = (None, flushes);
                     self.move_in();
@@ -244,6 +245,14 @@ impl Writer {
         }
         self.known = Known::Salvaged;
         Ok(())
+    }
+
+    /// Writes down when the database was begun, where a clock that was ahead had said so.
+    fn keep_its_beginning(&mut self) {
+        let Some(begun) = self.books.engine.memory().behaviour.begun_anew() else { return };
+        if let Err(error) = self.home.begins_anew(begun) {
+            self.trouble("cannot be told when it was begun", &Fault::Unable(error));
+        }
     }
 
     /// The folder was removed or replaced while it was used. It must
@@ -367,7 +376,7 @@ impl Writer {
                 && table.written(*key).is_some()
                 && let Some(kept) = backend.get(name, raw)?
             {
-                table.restore(*key, &kept, self.books.engine.now());
+                table.restore(*key, &kept, self.books.engine.moment());
             }
             changes.push(Change { table: name, key: raw, value: table.written(*key) });
         }
@@ -579,11 +588,11 @@ impl Books {
         while let Some((number, first_byte)) = reading.next() {
             let (name, table) = &self.tables[number];
             let (mut entries, mut dropped) = (0, Vec::new());
-            let now = self.engine.now();
+            let at = self.engine.moment();
             let read = backend.scan(name, first_byte, &mut |key, bytes| match table.restore(
                 Key::from_bytes(key),
                 bytes,
-                now,
+                at,
             ) {
                 Restored::Kept => entries += 1,
                 Restored::Dropped => dropped.push(key),

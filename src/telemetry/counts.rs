@@ -108,7 +108,7 @@ impl Counts {
     /// Notes how it is once a minute.
     pub(super) fn note(&self, now: Time) {
         let mut minutes = lock(&self.minutes);
-        let quiet = |last: &Minute| now >= last.at && now.since(last.at) < Duration::from_secs(60);
+        let quiet = |last: &Minute| now.is_within(Duration::from_secs(60), last.at);
         if minutes.back().is_some_and(quiet) {
             return;
         }

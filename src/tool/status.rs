@@ -39,6 +39,10 @@ impl Display for Text<'_> {
         let Status { version, since, now, listeners, sessions_open, .. } = told;
         let up = span(Duration::from_secs(now.since(*since).as_secs()));
         row(f, "postpone", &format!("{version}, up {up}, since {}", whole(*since)))?;
+        if told.clock_doubted {
+            let what = "HAS JUMPED: for an hour at most nothing that is known fades by it";
+            row(f, "clock", &format!("{} {what}", whole(*now)))?;
+        }
         settings(f, &told.settings)?;
         by_hand(f, told)?;
         row(f, "listeners", &listeners.join(", "))?;

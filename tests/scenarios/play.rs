@@ -32,7 +32,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use postpone::clock::{Clock, ManualClock, Time};
+use postpone::clock::{Clock, ManualClock, Moment, Time};
 use postpone::config::load::Sensor;
 use postpone::config::{Checked, Settings, Unusable};
 use postpone::engine::{Answer, Engine, Session};
@@ -156,7 +156,7 @@ impl Stage {
         let memory = self.engine.memory();
         let (_, table) = memory.kept().find(|(name, _)| *name == "imported").ok_or("no table")?;
         let record = written(&Imported { until });
-        match table.restore(known.key(memory.secret()), &record, self.clock.now()) {
+        match table.restore(known.key(memory.secret()), &record, Moment::of(self.clock.now())) {
             Restored::Kept => Ok(()),
             Restored::Dropped => Err("it was not taken".into()),
         }

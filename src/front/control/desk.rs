@@ -29,7 +29,7 @@ use crate::setting::Mode;
 pub const USUAL_MAINTENANCE: Span = Span::secs(3_600);
 
 /// The longest that can be asked for: by then every sender has given its mail back.
-pub const LONGEST_MAINTENANCE: Span = Span::secs(7 * 86_400);
+pub const LONGEST_MAINTENANCE: Span = crate::policy::maintenance::LONGEST;
 
 /// From here on senders' users notice.
 const LONG_MAINTENANCE: Span = Span::secs(4 * 3_600);
@@ -38,7 +38,7 @@ const LONG_MAINTENANCE: Span = Span::secs(4 * 3_600);
 pub const USUALLY_ALLOWED: Span = Span::secs(7 * 86_400);
 
 /// The longest that can be asked for: by then it belongs into the settings.
-pub const LONGEST_ALLOWED: Span = Span::secs(90 * 86_400);
+pub const LONGEST_ALLOWED: Span = crate::policy::allowed::LONGEST;
 
 /// Decisions about a sender that are told.
 const MOST_ABOUT_A_SENDER: usize = 20;

@@ -29,6 +29,8 @@ pub struct Status {
     pub since: Time,
     /// The time there.
     pub now: Time,
+    /// Whether it has jumped and is not believed yet: nothing fades by it.
+    pub clock_doubted: bool,
     /// What it goes by.
     pub settings: Settings,
     /// Where MTAs find it.
@@ -257,6 +259,7 @@ impl Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             since,
             now: engine.now(),
+            clock_doubted: engine.moment().is_doubted(),
             settings,
             asked: lately.asked,
             passed: Counted { hour: lately.passed_in_hour, total: lately.passed },

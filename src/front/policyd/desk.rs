@@ -156,7 +156,8 @@ struct Answered {
 
 impl Answers {
     fn recall(&self, question: Key, now: Time) -> Option<Action> {
-        let known = self.by_question.get(&question).filter(|known| now < known.until);
+        let known = self.by_question.get(&question);
+        let known = known.filter(|known| known.given <= now && now < known.until);
         known.map(|known| known.action.clone())
     }
 
@@ -169,7 +170,7 @@ impl Answers {
     fn forget(&mut self, now: Time) {
         for _ in 0..MOST_FORGOTTEN {
             let full = self.given.len() >= MOST_ANSWERS;
-            let faded = |given: &Time| full || now.since(*given) >= REMEMBERED;
+            let faded = |given: &Time| full || !now.is_within(REMEMBERED, *given);
             let Some((given, question)) = self.given.pop_front_if(|(given, _)| faded(given)) else {
                 return;
             };
@@ -245,15 +246,18 @@ impl Sessions {
     fn forget(&mut self, now: Time) {
         for turn in 1..=MOST_FORGOTTEN {
             let full = self.questions >= MOST_QUESTIONS;
-            let faded = |heard: &Time| full || now.since(*heard) >= LONGEST_SILENCE;
+            let faded = |heard: &Time| full || !now.is_within(LONGEST_SILENCE, *heard);
             let Some((heard, endpoint)) = self.oldest.pop_front_if(|(heard, _)| faded(heard))
             else {
                 return;
             };
-            let Entry::Occupied(seat) = self.by_endpoint.entry(endpoint) else { continue };
+            let Entry::Occupied(mut seat) = self.by_endpoint.entry(endpoint) else { continue };
+            // What a clock that was ahead has heard counts as heard now.
+            let last_heard = seat.get().heard.min(now);
+            seat.get_mut().heard = last_heard;
             let last_turn = full && turn == MOST_FORGOTTEN;
-            if seat.get().heard != heard && !last_turn {
-                self.oldest.push_back((seat.get().heard, endpoint));
+            if last_heard != heard && !last_turn {
+                self.oldest.push_back((last_heard, endpoint));
             } else {
                 self.questions -= seat.remove().weight();
             }

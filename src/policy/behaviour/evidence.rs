@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::clock::Time;
+use crate::clock::{Moment, Time};
 use crate::meter::record::{Parts, Record, Stored, Worth, put_time};
 
 const HOUR: f64 = 3_600.0;
@@ -396,12 +396,13 @@ pub struct Returns {
 }
 
 impl Returns {
-    /// As of now.
-    pub fn fade(&mut self, now: Time) {
+    /// As of now; while nobody knows when that is, nothing fades.
+    pub fn fade(&mut self, at: Moment) {
+        let now = at.now;
         if self.last == Time::default() {
             self.last = now;
         }
-        if now <= self.last {
+        if now <= self.last || at.is_doubted() {
             return;
         }
         let values = &mut [&mut self.never, &mut self.early, &mut self.proper];
@@ -458,12 +459,19 @@ impl Returns {
 }
 
 impl Record for Returns {
+    const FAVOURS: bool = true;
+
     fn forgettable(&self, now: Time) -> bool {
         now.since(self.last) >= FORGOTTEN_AFTER
     }
 
     fn worth(&self) -> Worth {
         Worth::Fleeting(self.last.as_nanos())
+    }
+
+    /// What lies ahead is now: nothing is known of the time in between.
+    fn seen_from(&self, now: Time, _: Duration) -> Option<Self> {
+        (self.last > now).then(|| Self { last: now, ..self.clone() })
     }
 }
 
@@ -536,13 +544,14 @@ impl Sender {
         }
     }
 
-    /// As of now. A clock that steps back fades nothing.
-    pub fn fade(&mut self, now: Time) {
+    /// As of now; while nobody knows when that is, nothing fades.
+    pub fn fade(&mut self, at: Moment) {
+        let now = at.now;
         if self.last == Time::default() {
             *self = Self::begin(now);
             return;
         }
-        if now <= self.last {
+        if now <= self.last || at.is_doubted() {
             return;
         }
         let dt = now.since(self.last).as_secs_f64();
@@ -826,12 +835,13 @@ pub const SUSPICIOUS: f32 = 2.0;
 pub const ABNORMAL: f32 = 4.0;
 
 impl Neighbourhood {
-    /// As of now.
-    pub fn fade(&mut self, now: Time) {
+    /// As of now; while nobody knows when that is, nothing fades.
+    pub fn fade(&mut self, at: Moment) {
+        let now = at.now;
         if self.last == Time::default() {
             self.last = now;
         }
-        if now <= self.last {
+        if now <= self.last || at.is_doubted() {
             return;
         }
         fade(&mut [&mut self.per_hour], now.since(self.last).as_secs_f64(), HOUR);
@@ -847,6 +857,8 @@ impl Neighbourhood {
 }
 
 impl Record for Sender {
+    const FAVOURS: bool = true;
+
     fn forgettable(&self, now: Time) -> bool {
         now.since(self.last) >= FORGOTTEN_AFTER
     }
@@ -858,15 +870,31 @@ impl Record for Sender {
             false => Worth::Fleeting(self.last.as_nanos()),
         }
     }
+
+    /// What lies ahead is now: nothing is known of the time in between.
+    fn seen_from(&self, now: Time, _: Duration) -> Option<Self> {
+        (self.last > now).then(|| Self {
+            last: now,
+            first: self.first.min(u32::try_from(seconds(now)).unwrap_or(u32::MAX)),
+            ..self.clone()
+        })
+    }
 }
 
 impl Record for Neighbourhood {
+    const FAVOURS: bool = true;
+
     fn forgettable(&self, now: Time) -> bool {
         now.since(self.last) >= Duration::from_secs(86_400)
     }
 
     fn worth(&self) -> Worth {
         Worth::Fleeting(self.last.as_nanos())
+    }
+
+    /// What lies ahead is now: nothing is known of the time in between.
+    fn seen_from(&self, now: Time, _: Duration) -> Option<Self> {
+        (self.last > now).then(|| Self { last: now, ..self.clone() })
     }
 }
 
@@ -1066,9 +1094,9 @@ mod tests {
         for Step { after, sighting, told_to_return, refused } in steps {
             now = now + *after;
             let silence = now.since(sender.last());
-            sender.fade(now);
-            network.fade(now);
-            returns.fade(now);
+            sender.fade(Moment::of(now));
+            network.fade(Moment::of(now));
+            returns.fade(Moment::of(now));
             if *refused {
                 let (domain, peer) = (sighting.domain, sighting.peer);
                 let message = sighting.message.then_some(domain);
@@ -1118,9 +1146,9 @@ mod tests {
                 let later = now + Duration::from_secs(days * 86_400);
                 let (mut sender, mut network) = (sender.clone(), network.clone());
                 let mut returns = returns.clone();
-                sender.fade(later);
-                network.fade(later);
-                returns.fade(later);
+                sender.fade(Moment::of(later));
+                network.fade(Moment::of(later));
+                returns.fade(Moment::of(later));
                 let score = sender.score(&network, &returns, &Weights::default(), later);
                 prop_assert!(score.total.is_finite(), "{:?}", score);
             }
@@ -1132,7 +1160,7 @@ mod tests {
             sighting in sighting(),
         ) {
             let Some(mut sender) = Sender::decode(&bytes) else { return Ok(()) };
-            sender.fade(START);
+            sender.fade(Moment::of(START));
             sender.see(&sighting, Duration::from_secs(1), START);
             let (network, returns) = (Neighbourhood::default(), Returns::default());
             let score = sender.score(&network, &returns, &Weights::default(), START);
@@ -1154,19 +1182,19 @@ mod tests {
             let end = now + Duration::from_millis(looks.iter().sum::<u64>() + 1);
             let (mut once, mut often) = (sender.clone(), sender);
             let (mut network_once, mut network_often) = (network.clone(), network);
-            once.fade(end);
-            network_once.fade(end);
-            returns_once.fade(end);
+            once.fade(Moment::of(end));
+            network_once.fade(Moment::of(end));
+            returns_once.fade(Moment::of(end));
             looks.iter().fold(now, |at, look| {
                 let at = at + Duration::from_millis(*look);
-                often.fade(at);
-                network_often.fade(at);
-                returns_often.fade(at);
+                often.fade(Moment::of(at));
+                network_often.fade(Moment::of(at));
+                returns_often.fade(Moment::of(at));
                 at
             });
-            often.fade(end);
-            network_often.fade(end);
-            returns_often.fade(end);
+            often.fade(Moment::of(end));
+            network_often.fade(Moment::of(end));
+            returns_often.fade(Moment::of(end));
             let (one, other) = (&returns_once, &returns_often);
             for (one, other) in [(one.never, other.never), (once.peak, often.peak)] {
                 prop_assert!(other <= one * 1.001 && one * 0.85 <= other, "{} {}", one, other);
@@ -1277,10 +1305,10 @@ mod tests {
     #[test]
     fn a_clock_that_steps_back_fades_nothing() {
         let mut sender = Sender::default();
-        sender.fade(START);
+        sender.fade(Moment::of(START));
         sender.see_message(1, START);
         let before = sender.clone();
-        sender.fade(Time::from_secs(1_700_000_000));
+        sender.fade(Moment::of(Time::from_secs(1_700_000_000)));
         assert_eq!(sender, before);
     }
 }

@@ -25,15 +25,15 @@ impl Behaviour {
     /// it would not act anyway.
     pub fn learning_until(&self, now: Time) -> Option<Time> {
         let begun = self.memory.begun_at().unwrap_or(now);
-        let until = begun + self.learn_for;
-        // A clock that has stepped back does not make it wait for longer than it says.
+        let until = (begun + self.learn_for).at_most(self.learn_for, now);
         (self.mode == Mode::Enforce && self.own_mode(now) == Mode::Shadow).then_some(until)
     }
 
     /// Everything about a client, as of now. Reads only.
     pub fn explain(&self, cx: &Context<'_>) -> Behaved {
         let key = cx.network_key();
-        let times = self.memory.senders.read(key, |sender| sender.map(|s| (s.first(), s.last())));
+        let times =
+            self.memory.senders.read(key, cx.at, |sender| sender.map(|s| (s.first(), s.last())));
         let look = self.look(cx);
         let score = look.seen.score;
         let (pace, stage, shared) = self.pace(&look, cx.now);

@@ -13,7 +13,7 @@ pub mod pace;
 
 use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -28,7 +28,7 @@ use super::decision::{Decision, Refusal, Why};
 use super::greylist;
 use super::signal::{Context, Ledger, Round, Signal};
 use super::standing::Standing;
-use crate::clock::Time;
+use crate::clock::{Moment, Time};
 use crate::meter::key::Key;
 use crate::meter::quota::{Quota, Unit};
 use crate::meter::table::{Kept, Size, Table};
@@ -216,6 +216,8 @@ pub struct Memory {
     returns: Arc<Table<Returns>>,
     /// When the database was begun.
     begun: Arc<AtomicU64>,
+    /// Whether that has been put right, and is to be kept so.
+    begun_anew: Arc<AtomicBool>,
 }
 
 impl Memory {
@@ -225,6 +227,7 @@ impl Memory {
             networks: Arc::new(Table::new(bounds.max_clients)),
             returns: Arc::new(Table::noting_changes(bounds.max_clients)),
             begun: Arc::default(),
+            begun_anew: Arc::default(),
         }
     }
 
@@ -251,10 +254,21 @@ impl Memory {
         self.begun.store(at.as_nanos(), Ordering::Relaxed);
     }
 
-    pub(super) fn sweep(&self, now: Time, parts: usize) {
-        self.senders.sweep(now, parts);
-        self.networks.sweep(now, parts);
-        self.returns.sweep(now, parts);
+    /// When the database was begun, where that has been put right since this was last asked.
+    pub fn begun_anew(&self) -> Option<Time> {
+        let anew = self.begun_anew.swap(false, Ordering::Relaxed);
+        anew.then(|| Time::from_nanos(self.begun.load(Ordering::Relaxed)))
+    }
+
+    pub(super) fn sweep(&self, at: Moment, parts: usize) {
+        // Begun by a clock that was ahead, it would only watch until the clock comes there again.
+        if at.is_settled() && Time::from_nanos(self.begun.load(Ordering::Relaxed)) > at.now {
+            self.begun(at.now);
+            self.begun_anew.store(true, Ordering::Relaxed);
+        }
+        self.senders.sweep(at, parts);
+        self.networks.sweep(at, parts);
+        self.returns.sweep(at, parts);
     }
 
     pub(super) fn sizes(&self) -> [(&'static str, Size); 3] {
@@ -320,8 +334,8 @@ impl Behaviour {
     }
 
     /// One of two has written to the other.
-    pub(super) fn has_talked(&self, key: Key, now: Time) {
-        self.triplets.meet(key, true, now);
+    pub(super) fn has_talked(&self, key: Key, at: Moment) {
+        self.triplets.meet(key, true, at);
     }
 
     fn stage(&self, score: f64) -> Stage {
@@ -374,22 +388,22 @@ impl Behaviour {
     }
 
     fn look(&self, cx: &Context<'_>) -> Look {
-        let mut sender = self.memory.senders.read(cx.network_key(), |sender| {
+        let mut sender = self.memory.senders.read(cx.network_key(), cx.at, |sender| {
             sender.map_or_else(Sender::default, |sender| (**sender).clone())
         });
         let key = cx.neighbourhood_key();
         let mut network = self
             .memory
             .networks
-            .read(key, |network| network.map_or_else(Neighbourhood::default, Clone::clone));
-        let silence = cx.now.since(sender.last());
-        sender.fade(cx.now);
-        let mut returns = self.memory.returns.read(Self::returns_key(cx), |returns| {
+            .read(key, cx.at, |network| network.map_or_else(Neighbourhood::default, Clone::clone));
+        let silence = cx.at.since(sender.last());
+        sender.fade(cx.at);
+        let mut returns = self.memory.returns.read(Self::returns_key(cx), cx.at, |returns| {
             returns.map_or_else(Returns::default, Clone::clone)
         });
-        returns.fade(cx.now);
+        returns.fade(cx.at);
         let sighting = self.sighting(cx, &sender, &returns);
-        network.fade(cx.now);
+        network.fade(cx.at);
         if let Some(sighting) = &sighting {
             sender.see(sighting, silence, cx.now);
             if sender.is_new() {
@@ -401,8 +415,8 @@ impl Behaviour {
     }
 
     /// Whether a message that was put off has come back already.
-    fn has_come_back(&self, message: Key, now: Time) -> bool {
-        self.triplets.has_met(message.with(message), now)
+    fn has_come_back(&self, message: Key, at: Moment) -> bool {
+        self.triplets.has_met(message.with(message), at)
     }
 
     /// Whether the score may have come so far by now, by what it was last: a glance, for all those
@@ -411,7 +425,7 @@ impl Behaviour {
         let from = self.from[stage as usize - 1];
         let last =
             |sender: Option<&Box<Sender>>| sender.is_some_and(|s| s.last_score() + SLACK >= from);
-        self.memory.senders.read(cx.network_key(), last)
+        self.memory.senders.read(cx.network_key(), cx.at, last)
     }
 
     /// What a recipient shows; nothing at other events.
@@ -423,7 +437,7 @@ impl Behaviour {
             Fate::Unknown | Fate::Doomed => false,
             Fate::Rejected => return None,
         };
-        let known = |key: Option<Key>| key.is_some_and(|key| self.triplets.has_met(key, cx.now));
+        let known = |key: Option<Key>| key.is_some_and(|key| self.triplets.has_met(key, cx.at));
         let first = cx.asked.in_message == 0;
         let look = first && sender.was_refused();
         let known_by_size = look && known(Self::message(cx));
@@ -554,7 +568,7 @@ impl Signal for Arc<Behaviour> {
                 && cx.standing() == Standing::Trusted
                 && let Some(key) = cx.talk_key()
             {
-                self.triplets.meet(key, true, cx.now);
+                self.triplets.meet(key, true, cx.at);
             }
             return;
         }
@@ -593,36 +607,36 @@ impl Behaviour {
         };
         if shared {
             let change = |network: &mut Neighbourhood| up_to_now(&mut network.pace);
-            self.memory.networks.write_known(cx.neighbourhood_key(), change);
+            self.memory.networks.write_known(cx.neighbourhood_key(), cx.at, change);
         }
         // What is put off here shows no recipient. It counts all the same, once, or who sends more
         // than it may would soon look as if it had sent nothing.
         let message = Self::message(cx).filter(|_| !decision.passes());
-        let met = |key: Key| self.triplets.has_met(key, cx.now);
+        let met = |key: Key| self.triplets.has_met(key, cx.at);
         let new = message.filter(|message| !met(*message) && !met(seen_further(*message)));
         if let Some(message) = new {
-            self.triplets.meet(message, false, cx.now);
+            self.triplets.meet(message, false, cx.at);
         }
         // The first time it comes back after that tells how it keeps time.
-        let back = message.filter(|message| new.is_none() && !self.has_come_back(*message, cx.now));
+        let back = message.filter(|message| new.is_none() && !self.has_come_back(*message, cx.at));
         if let Some(message) = back {
-            self.triplets.meet(message.with(message), false, cx.now);
+            self.triplets.meet(message.with(message), false, cx.at);
         }
         let closed = decision.action() == Action::Close && cx.asked.in_session == 0;
-        self.memory.senders.write_known(cx.network_key(), |sender| {
+        self.memory.senders.write_known(cx.network_key(), cx.at, |sender| {
             if !shared {
                 up_to_now(&mut sender.pace);
             }
             if !decision.passes() {
-                let silence = cx.now.since(sender.last());
-                sender.fade(cx.now);
+                let silence = cx.at.since(sender.last());
+                sender.fade(cx.at);
                 let (message, session) = (new.map(|_| domain(cx)), closed.then(|| peer(cx)));
                 sender.refused(message, session, silence, cx.now);
             }
         });
         if !decision.passes() && new.is_none() {
-            self.memory.returns.write_known(Self::returns_key(cx), |returns| {
-                returns.fade(cx.now);
+            self.memory.returns.write_known(Self::returns_key(cx), cx.at, |returns| {
+                returns.fade(cx.at);
                 returns.knocked(back.is_some());
             });
         }
@@ -657,9 +671,9 @@ impl Behaviour {
             cx.policy.has_returned(cx);
         }
         // A full table counts itself.
-        let is_new = self.memory.senders.write(cx.network_key(), cx.now, |sender| {
-            let silence = cx.now.since(sender.last());
-            sender.fade(cx.now);
+        let is_new = self.memory.senders.write(cx.network_key(), cx.at, |sender| {
+            let silence = cx.at.since(sender.last());
+            sender.fade(cx.at);
             sender.see(&sighting, silence, cx.now);
             sender.scored(score.total, sighting.exists);
             if !decision.passes() && !cx.rehearsal {
@@ -671,8 +685,8 @@ impl Behaviour {
             sender.is_new()
         });
         if told_to_return || returned.is_some() {
-            let _ = self.memory.returns.write(Self::returns_key(cx), cx.now, |returns| {
-                returns.fade(cx.now);
+            let _ = self.memory.returns.write(Self::returns_key(cx), cx.at, |returns| {
+                returns.fade(cx.at);
                 if told_to_return {
                     returns.deferred();
                 }
@@ -682,8 +696,8 @@ impl Behaviour {
             });
         }
         if is_new == Ok(true) || shared {
-            let _ = self.memory.networks.write(cx.neighbourhood_key(), cx.now, |network| {
-                network.fade(cx.now);
+            let _ = self.memory.networks.write(cx.neighbourhood_key(), cx.at, |network| {
+                network.fade(cx.at);
                 if is_new == Ok(true) {
                     network.see(&sighting);
                 }
@@ -704,12 +718,12 @@ impl Behaviour {
             // Known again, also should it be put off before it has a recipient.
             let by_size = Self::message(cx).map(seen_further);
             for key in by_size.into_iter().chain(Self::told(cx)) {
-                self.triplets.meet(key, false, cx.now);
+                self.triplets.meet(key, false, cx.at);
             }
         }
         if let Some(pair) = Self::pair(cx) {
             let lasting = decision.passes() && sighting.exists && stage == Stage::Calm;
-            self.triplets.meet(pair, lasting, cx.now);
+            self.triplets.meet(pair, lasting, cx.at);
         }
     }
 }

@@ -68,6 +68,8 @@ impl Pace {
                 Self { level: FIRST as f32, slow: rates.slow as f32, at: second, calm: second }
             }
         };
+        // What lies ahead was written by a clock that was.
+        let calm = calm.min(second);
         let hours = second.saturating_sub(calm) / HOUR;
         let (slow, calm) = if stage >= Stage::Abnormal || shared {
             (f64::from(slow / 2.0).max(rates.slow), second)

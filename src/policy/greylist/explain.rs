@@ -7,11 +7,10 @@ use crate::policy::signal::Context;
 impl Greylist {
     /// What is known of a client, and of a triplet where the context has one. Reads only.
     pub(in crate::policy) fn explain(&self, cx: &Context<'_>) -> Greylisted {
-        let proven = self.proven.read(self.client(cx), |proven| proven.copied());
-        let proven = proven.filter(|proven| proven.until > cx.now);
+        let proven = self.proven.read(self.client(cx), cx.at, |proven| proven.copied());
         let passes = proven.map_or(0, |proven| proven.passes);
-        let crowd = self.crowds.read(self.crowd(cx), |crowd| crowd.copied());
-        let pending = crowd.filter(|crowd| crowd.until() > cx.now).map_or(0, |c| c.stored);
+        let crowd = self.crowds.read(self.crowd(cx), cx.at, |crowd| crowd.copied());
+        let pending = crowd.map_or(0, |crowd| crowd.stored);
         let met = cx.sender().and(cx.recipient()).map(|_| self.acquaintance(cx));
         let ready = match &met {
             Some(Acquaintance::Waiting { first }) => Some(*first + self.delay),

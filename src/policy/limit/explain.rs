@@ -59,12 +59,13 @@ impl Limits {
         let now = cx.now;
         let (value, next, clears) = match &limit.measure {
             Measure::AtOnce { .. } => {
-                let open = self.memory.gauges.read(key, |gauge| gauge.map_or(0, |g| g.admitted));
+                let open =
+                    self.memory.gauges.read(key, cx.at, |gauge| gauge.map_or(0, |g| g.admitted));
                 (open.to_string(), Duration::ZERO, Duration::ZERO)
             }
             Measure::InTime(quota) => {
                 let quota = quota.times(cx.allowance());
-                let meter = self.memory.meters.read(key, |m| m.copied().unwrap_or_default());
+                let meter = self.memory.meters.read(key, cx.at, |m| m.copied().unwrap_or_default());
                 let used = meter.used(&quota, now);
                 let value = match quota.unit() {
                     Unit::Events => used.to_string(),
@@ -73,7 +74,7 @@ impl Limits {
                 // When a whole burst has room, nothing is in use.
                 (value, meter.wait(&quota, now, 1), meter.wait(&quota, now, quota.burst()))
             }
-            Measure::Distinct { max, window } => self.memory.sketches.read(key, |sketch| {
+            Measure::Distinct { max, window } => self.memory.sketches.read(key, cx.at, |sketch| {
                 let Some(sketch) = sketch else {
                     return ("0".to_owned(), Duration::ZERO, Duration::ZERO);
                 };
@@ -88,8 +89,11 @@ impl Limits {
             }),
         };
         let (rest, offences) = match limit.penalty {
-            Some(_) => self.memory.penalties.read(key, |penalty| {
-                penalty.map_or((Duration::ZERO, 0), |p| (p.rest(now), p.offences()))
+            Some(_) => self.memory.penalties.read(key, cx.at, |penalty| {
+                let longest = limit.longest_wait(cx.allowance());
+                penalty.map_or((Duration::ZERO, 0), |p| {
+                    (p.at_most(longest, now).rest(now), p.offences())
+                })
             }),
             None => (Duration::ZERO, 0),
         };

@@ -20,7 +20,7 @@ use super::decision::{Decision, Refusal, Urgency, Why};
 use super::signal::{Arrival, Context, Ends, Ledger, Round, Signal};
 use super::standing::Standing;
 use super::when::When;
-use crate::clock::Time;
+use crate::clock::{Moment, Time};
 use crate::meter::distinct::Distinct;
 use crate::meter::gcra::{Charged, Gcra};
 use crate::meter::key::{Key, KeyMaker, Secret};
@@ -35,6 +35,10 @@ use crate::smtp::template::Template;
 
 /// The wait told by a limit of sessions that names none.
 const SESSIONS_RETRY: Span = Span::secs(60);
+
+/// How far a meter may run ahead beyond the longest wait of any limit before it is taken for a trace
+/// of a clock that was ahead: limits in shadow mode count whatever passes.
+const SHADOWS_RUN_AHEAD: Duration = Duration::from_secs(86_400);
 
 /// Charges remembered for one message. It takes as many recipient domains, or limits, to come
 /// beyond; those charges stand even if the message never comes.
@@ -72,17 +76,20 @@ impl Memory {
 
     pub(super) fn signal(&self, limits: &[Params]) -> Limits {
         let limits = limits.iter().filter(|params| params.mode != Mode::Off);
-        Limits {
-            limits: limits.map(|params| Limit::new(params, &self.secret)).collect(),
-            memory: self.clone(),
-        }
+        let limits: Vec<_> = limits.map(|params| Limit::new(params, &self.secret)).collect();
+        let longest = limits.iter().map(|limit| limit.longest_wait(1.0)).max().unwrap_or_default();
+        // Loaded, a host makes waits longer; and a shadow runs ahead of what is allowed.
+        self.meters.lasts_at_most(longest + SHADOWS_RUN_AHEAD);
+        self.sketches.lasts_at_most(longest + SHADOWS_RUN_AHEAD);
+        self.penalties.lasts_at_most(longest + SHADOWS_RUN_AHEAD);
+        Limits { limits, memory: self.clone() }
     }
 
-    pub(super) fn sweep(&self, now: Time, parts: usize) {
-        self.meters.sweep(now, parts);
-        self.gauges.sweep(now, parts);
-        self.sketches.sweep(now, parts);
-        self.penalties.sweep(now, parts);
+    pub(super) fn sweep(&self, at: Moment, parts: usize) {
+        self.meters.sweep(at, parts);
+        self.gauges.sweep(at, parts);
+        self.sketches.sweep(at, parts);
+        self.penalties.sweep(at, parts);
     }
 
     pub(super) fn sizes(&self) -> [(&'static str, Size); 4] {
@@ -105,11 +112,11 @@ impl Memory {
     }
 
     /// Whether a limit has counted something under this key.
-    fn knows(&self, limit: &Limit, key: Key) -> bool {
+    fn knows(&self, limit: &Limit, key: Key, at: Moment) -> bool {
         match limit.measure {
-            Measure::AtOnce { .. } => self.gauges.read(key, |gauge| gauge.is_some()),
-            Measure::InTime(_) => self.meters.read(key, |meter| meter.is_some()),
-            Measure::Distinct { .. } => self.sketches.read(key, |sketch| sketch.is_some()),
+            Measure::AtOnce { .. } => self.gauges.read(key, at, |gauge| gauge.is_some()),
+            Measure::InTime(_) => self.meters.read(key, at, |meter| meter.is_some()),
+            Measure::Distinct { .. } => self.sketches.read(key, at, |sketch| sketch.is_some()),
         }
     }
 
@@ -133,12 +140,18 @@ struct Gauge {
 }
 
 impl Record for Gauge {
+    const FAVOURS: bool = false;
+
     fn forgettable(&self, _: Time) -> bool {
         self.open == 0
     }
 
     fn worth(&self) -> Worth {
         Worth::Lasting
+    }
+
+    fn seen_from(&self, _: Time, _: Duration) -> Option<Self> {
+        None
     }
 }
 
@@ -249,6 +262,16 @@ impl Limit {
                 .finish(),
             values: secret.key("value"),
         }
+    }
+
+    /// The longest that it makes anybody wait, under this allowance.
+    fn longest_wait(&self, allowance: f32) -> Duration {
+        let own = match &self.measure {
+            Measure::AtOnce { retry, .. } => *retry,
+            Measure::InTime(quota) => Gcra::longest(&quota.times(allowance)),
+            Measure::Distinct { window, .. } => *window,
+        };
+        own.max(self.penalty.map_or(Duration::ZERO, |penalty| penalty.cap.duration()))
     }
 
     /// Whether it holds even for exempt clients: it protects the host and not its mailboxes.
@@ -379,7 +402,7 @@ impl Limits {
         let own = limit.key(cx)?;
         let by_itself = !self.memory.is_crowded_for(limit)
             || cx.network.site().is_none()
-            || self.memory.knows(limit, own)
+            || self.memory.knows(limit, own, cx.at)
             || cx.standing() >= Standing::Proven;
         if by_itself { Some(own) } else { limit.site_key(cx) }
     }
@@ -395,12 +418,12 @@ impl Limits {
         let now = cx.now;
         let is_charged = limit.charging == Charging::Attempts && !attempted;
         let refusal = match &limit.measure {
-            Measure::AtOnce { max, retry } => self.memory.gauges.read(key, |gauge| {
+            Measure::AtOnce { max, retry } => self.memory.gauges.read(key, cx.at, |gauge| {
                 gauge.and_then(|gauge| limit.assess_sessions(gauge, some_of(*max, cx), *retry))
             }),
             Measure::InTime(quota) => {
                 let quota = &quota.times(cx.allowance());
-                let meter = self.memory.meters.read(key, |m| m.copied().unwrap_or_default());
+                let meter = self.memory.meters.read(key, cx.at, |m| m.copied().unwrap_or_default());
                 let amount = limit.amount(cx);
                 let wait = match meter.wait(quota, now, amount) {
                     // This attempt will be charged, too: the next one waits for it as well.
@@ -414,7 +437,7 @@ impl Limits {
                 let why = Why::Rate { used, quota: *quota };
                 (!wait.is_zero()).then(|| limit.refusal(why, wait))
             }
-            Measure::Distinct { max, window } => self.memory.sketches.read(key, |sketch| {
+            Measure::Distinct { max, window } => self.memory.sketches.read(key, cx.at, |sketch| {
                 let (sketch, value) = (sketch?, limit.value(cx));
                 let (max, window) = (some_of(*max, cx), *window);
                 let (wait, count) =
@@ -423,7 +446,8 @@ impl Limits {
             }),
         };
         let Some(params) = &limit.penalty else { return refusal };
-        let penalty = self.memory.penalties.read(key, |p| p.copied().unwrap_or_default());
+        let penalty = self.memory.penalties.read(key, cx.at, |p| p.copied().unwrap_or_default());
+        let penalty = penalty.at_most(limit.longest_wait(cx.allowance()), now);
         let rest = penalty.rest(now);
         match refusal {
             None if rest.is_zero() => None,
@@ -453,7 +477,7 @@ impl Limits {
             Measure::InTime(quota) => {
                 let quota = &quota.times(cx.allowance());
                 let amount = limit.amount(cx);
-                let charged = self.memory.meters.write(key, cx.now, |meter| {
+                let charged = self.memory.meters.write(key, cx.at, |meter| {
                     let before = *meter;
                     *meter = meter.charged(quota, cx.now, amount);
                     // A shadow counts as if nothing had been refused, however far it runs ahead.
@@ -471,40 +495,51 @@ impl Limits {
             Measure::Distinct { window, .. } => {
                 let value = limit.value(cx);
                 // A full table counts itself.
-                let _ = self.memory.sketches.write(key, cx.now, |s| s.add(value, *window, cx.now));
+                let _ = self.memory.sketches.write(key, cx.at, |s| s.add(value, *window, cx.now));
             }
         }
     }
 
-    fn hold(&self, key: Key, admitted: bool, now: Time) -> Option<Hold> {
-        let held = self.memory.gauges.write(key, now, |gauge| {
+    fn hold(&self, key: Key, admitted: bool, at: Moment) -> Option<Hold> {
+        let held = self.memory.gauges.write(key, at, |gauge| {
             gauge.open += 1;
             gauge.admitted += u32::from(admitted);
         });
         held.ok().map(|()| Hold { key, admitted })
     }
 
-    fn release(&self, hold: Hold) {
-        self.memory.gauges.write_known(hold.key, |gauge| {
+    fn release(&self, hold: Hold, at: Moment) {
+        self.memory.gauges.write_known(hold.key, at, |gauge| {
             gauge.open -= 1;
             gauge.admitted -= u32::from(hold.admitted);
         });
     }
 
     /// What a refusal leaves behind, so that the wait it has told holds.
-    fn refused(&self, limit: &Limit, key: Key, now: Time, decision: &Decision) {
+    fn refused(&self, limit: &Limit, key: Key, cx: &Context<'_>, decision: &Decision) {
+        let now = cx.now;
         let by_this = |refusal: &&Refusal| {
             refusal.limit.as_ref().is_some_and(|name| Arc::ptr_eq(name, &limit.name))
         };
         let Some(refusal) = decision.reasons().iter().find(by_this) else { return };
-        if let Measure::InTime(quota) = &limit.measure {
-            // It may run far ahead: from the time when the limit was a shadow, or by a clock that
-            // has stepped back. It was read as capped, and is so from now on.
-            self.memory.meters.write_known(key, |meter| *meter = meter.capped(quota, now));
+        // It may run far ahead: from the time when the limit was a shadow, or by a clock that has
+        // stepped back. It was read as capped, and is so from now on.
+        match &limit.measure {
+            Measure::AtOnce { .. } => {}
+            Measure::InTime(quota) => {
+                let cap = |meter: &mut Gcra| *meter = meter.capped(quota, now);
+                self.memory.meters.write_known(key, cx.at, cap);
+            }
+            Measure::Distinct { window, .. } => {
+                let cap = |sketch: &mut Box<Distinct>| **sketch = sketch.at(*window, now);
+                self.memory.sketches.write_known(key, cx.at, cap);
+            }
         }
         if let Some(params) = &limit.penalty {
             // A refusal after the wait of the last one has passed is another offence.
-            let _ = self.memory.penalties.write(key, now, |penalty| {
+            let longest = limit.longest_wait(cx.allowance());
+            let _ = self.memory.penalties.write(key, cx.at, |penalty| {
+                *penalty = penalty.at_most(longest, now);
                 if penalty.rest(now).is_zero() {
                     *penalty = penalty.after_offence(refusal.wait, params, now);
                 }
@@ -512,21 +547,21 @@ impl Limits {
         }
     }
 
-    fn give_back(&self, charge: Charge, now: Time) {
+    fn give_back(&self, charge: Charge, at: Moment) {
         if charge.fate == Passing::Passed {
-            let give_back = |meter: &mut Gcra| *meter = meter.given_back(charge.charged, now);
-            self.memory.meters.write_known(charge.key, give_back);
+            let give_back = |meter: &mut Gcra| *meter = meter.given_back(charge.charged, at.now);
+            self.memory.meters.write_known(charge.key, at, give_back);
         }
     }
 
     /// The message has come: what it was charged stands, bytes by their true size.
-    fn confirm(&self, charges: Vec<Charge>, size: Option<u64>, now: Time) {
+    fn confirm(&self, charges: Vec<Charge>, size: Option<u64>, at: Moment) {
         let Some(size) = size else { return };
         let has_come =
             |charge: &Charge| charge.fate == Passing::Passed && charge.quota.unit() == Unit::Bytes;
         for Charge { key, quota, charged, .. } in charges.into_iter().filter(has_come) {
-            self.memory.meters.write_known(key, |meter| {
-                *meter = meter.given_back(charged, now).charged(&quota, now, size);
+            self.memory.meters.write_known(key, at, |meter| {
+                *meter = meter.given_back(charged, at.now).charged(&quota, at.now, size);
             });
         }
     }
@@ -535,17 +570,17 @@ impl Limits {
     fn close(&self, cx: &Context<'_>, ledger: &mut Ledger) {
         match cx.event {
             Event::EndOfMessage { size } => {
-                self.confirm(std::mem::take(&mut ledger.charges), *size, cx.now);
+                self.confirm(std::mem::take(&mut ledger.charges), *size, cx.at);
             }
             // Where no end is reported, its absence says nothing.
             Event::Abort | Event::Disconnect if cx.ends != Ends::Seen => ledger.charges.clear(),
             Event::Abort | Event::Disconnect => {
-                ledger.charges.drain(..).for_each(|charge| self.give_back(charge, cx.now));
+                ledger.charges.drain(..).for_each(|charge| self.give_back(charge, cx.at));
             }
             _ => {}
         }
         if matches!(cx.event, Event::Disconnect) {
-            ledger.holds.drain(..).for_each(|hold| self.release(hold));
+            ledger.holds.drain(..).for_each(|hold| self.release(hold, cx.at));
         }
     }
 }
@@ -577,14 +612,14 @@ impl Signal for Arc<Limits> {
         self.close(cx, ledger);
         let exempt = decision.exemption().is_some();
         for (limit, part, key) in self.concerned(cx, exempt) {
-            self.refused(limit, key, cx.now, decision);
+            self.refused(limit, key, cx, decision);
             if part == Part::Asked {
                 continue;
             }
             if let Measure::AtOnce { .. } = limit.measure {
                 // Closed at once, a session is gone before it counts.
                 if !decision.at_once() {
-                    ledger.holds.extend(self.hold(key, decision.passes(), cx.now));
+                    ledger.holds.extend(self.hold(key, decision.passes(), cx.at));
                 }
                 continue;
             }

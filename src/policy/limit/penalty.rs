@@ -47,6 +47,15 @@ pub(super) struct Penalty {
 }
 
 impl Penalty {
+    /// It as a limit reads it whose longest wait this is: a clock that was ahead may have stored more.
+    #[must_use]
+    pub(super) fn at_most(self, longest: Duration, now: Time) -> Self {
+        let until = self.until.at_most(longest, now);
+        // As long after the end as it was meant to be.
+        let forgotten = self.forgotten.at_most(self.forgotten.since(self.until), until);
+        Self { until, forgotten, ..self }
+    }
+
     /// How long the wait of an earlier offence still lasts.
     pub(super) fn rest(&self, now: Time) -> Duration {
         self.until.since(now)
@@ -83,12 +92,19 @@ impl Penalty {
 }
 
 impl Record for Penalty {
+    const FAVOURS: bool = false;
+
     fn forgettable(&self, now: Time) -> bool {
         self.forgotten <= now
     }
 
     fn worth(&self) -> Worth {
         Worth::Fleeting(self.forgotten.as_nanos())
+    }
+
+    fn seen_from(&self, now: Time, longest: Duration) -> Option<Self> {
+        let seen = self.at_most(longest, now);
+        (seen != *self).then_some(seen)
     }
 }
 

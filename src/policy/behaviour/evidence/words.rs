@@ -136,12 +136,14 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
+    use crate::clock::Moment;
+
     const NOW: Time = Time::from_secs(1_800_000_000);
 
     /// A client that has sent so many messages at once, all to recipients that do not exist.
     fn harvester(messages: u64) -> Sender {
         let mut sender = Sender::default();
-        sender.fade(NOW);
+        sender.fade(Moment::of(NOW));
         for number in 0..messages {
             let sighting = Sighting {
                 message: true,

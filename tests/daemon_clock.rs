@@ -1,0 +1,141 @@
+//! The real daemon, while somebody moves the clock of its host: what it knows is there afterwards, in
+//! memory and on disk, and no wait is longer than its rule says. The clock is libfaketime's, which
+//! fakes the wall clock and leaves alone for how long the host has run.
+
+#![allow(clippy::unwrap_used)] // what goes wrong in here has to fail the test
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::process::Signal;
+use support::daemon::Daemon;
+use support::policy::{DUNNO, Smtpd};
+use support::{Folder, wait_until};
+
+/// Where libfaketime puts its library, which its program knows best.
+fn libfaketime() -> PathBuf {
+    let folders = fs::read_dir("/usr/lib").unwrap().chain(fs::read_dir("/usr").unwrap());
+    let libraries = folders.filter_map(|entry| {
+        let library = entry.ok()?.path().join("faketime/libfaketimeMT.so.1");
+        library.exists().then_some(library)
+    });
+    libraries.last().expect("libfaketime: install the package `faketime`")
+}
+
+/// The clock of one daemon.
+struct HostClock(PathBuf);
+
+impl HostClock {
+    fn of(folder: &Folder) -> Self {
+        let clock = Self(folder.path().join("clock"));
+        clock.is_off_by("+0");
+        clock
+    }
+
+    /// Steps it to be off the true time by so much, `+10y` or `-70d`.
+    fn is_off_by(&self, span: &str) {
+        let next = self.0.with_extension("next");
+        fs::write(&next, format!("{span}\n")).unwrap();
+        fs::rename(next, &self.0).unwrap();
+    }
+
+    /// Its tables are small, so that one sweep comes round to all of them.
+    fn start(&self, state: &Path) -> Daemon {
+        let (library, file) = (libfaketime(), self.0.to_str().unwrap());
+        let variables = [
+            ("LD_PRELOAD", library.to_str().unwrap()),
+            ("FAKETIME_TIMESTAMP_FILE", file),
+            ("FAKETIME_NO_CACHE", "1"),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+            ("DONT_FAKE_MONOTONIC", "1"),
+        ];
+        let settings = format!(
+            "limit = []\n[behaviour]\nmode = \"off\"\n[greylist]\nmode = \"enforce\"\n\
+             delay = \"5m\"\nproven_after = 1\n[state]\npath = \"{}\"\nflush = \"50ms\"\n\
+             max_clients = 1000\nmax_triplets = 1000\n",
+            state.display()
+        );
+        let daemon = Daemon::policy_service_run_by(&[], &variables, &settings);
+        wait_until("state to be read", || {
+            (daemon.metric("postpone_state_loading", &[]) == 0.0).then_some(())
+        });
+        daemon
+    }
+}
+
+fn stop(mut daemon: Daemon) {
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.exit_code(), Some(0));
+}
+
+fn entries(daemon: &Daemon, table: &str) -> f64 {
+    daemon.metric("postpone_table_entries", &[("table", table)])
+}
+
+/// The wait that a refusal tells, in seconds.
+fn told(answer: &str) -> u64 {
+    let (_, rest) = answer.split_once("retry in ").unwrap_or_else(|| panic!("no wait: {answer}"));
+    rest.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// Waits until all of memory has been swept by a clock that is believed, or by one that is not.
+fn swept(daemon: &Daemon, doubted: bool) {
+    let wanted = f64::from(u8::from(doubted));
+    wait_until("memory to be swept by this clock", || {
+        (daemon.metric("postpone_clock_doubted", &[]) == wanted).then_some(())
+    });
+}
+
+#[test]
+fn a_clock_that_is_ahead_for_a_moment_wipes_nothing_in_memory_or_on_disk() {
+    let (folder, state) = (Folder::new("clock"), Folder::new("state"));
+    let clock = HostClock::of(&folder);
+    clock.is_off_by("-10m");
+    let daemon = clock.start(&state.path().join("state"));
+    let mut smtpd = Smtpd::dial(&daemon.policy_endpoint);
+    assert!(told(&smtpd.ask("198.18.1.1", "anna")) <= 375);
+    daemon.told(&["allow", "198.18.9.0/24", "--for", "1d"]);
+    stop(daemon);
+
+    // Ten minutes later it comes back and is known.
+    clock.is_off_by("+0");
+    let daemon = clock.start(&state.path().join("state"));
+    let mut smtpd = Smtpd::dial(&daemon.policy_endpoint);
+    assert_eq!(smtpd.ask("198.18.1.1", "anna"), DUNNO);
+    assert_eq!((entries(&daemon, "passed"), entries(&daemon, "proven")), (1.0, 1.0));
+
+    for off in ["+10y", "+70d"] {
+        clock.is_off_by(off);
+        swept(&daemon, true);
+        assert!(daemon.told(&["status"]).contains("HAS JUMPED"));
+        assert_eq!(smtpd.ask("198.18.1.1", "anna"), DUNNO, "{off}");
+        assert!(daemon.told(&["status"]).contains("198.18.9.0/24"), "{off}");
+        clock.is_off_by("+0");
+        swept(&daemon, false);
+        assert!(!daemon.told(&["status"]).contains("HAS JUMPED"));
+        assert_eq!((entries(&daemon, "passed"), entries(&daemon, "proven")), (1.0, 1.0), "{off}");
+    }
+    stop(daemon);
+
+    let daemon = clock.start(&state.path().join("state"));
+    let mut smtpd = Smtpd::dial(&daemon.policy_endpoint);
+    assert_eq!(smtpd.ask("198.18.1.1", "anna"), DUNNO, "from disk");
+    assert!(daemon.told(&["status"]).contains("198.18.9.0/24"), "from disk");
+}
+
+#[test]
+fn a_first_contact_stored_by_a_clock_that_was_ahead_waits_as_long_as_any() {
+    let (folder, state) = (Folder::new("clock"), Folder::new("state"));
+    let clock = HostClock::of(&folder);
+    clock.is_off_by("+10y");
+    let daemon = clock.start(&state.path().join("state"));
+    let mut smtpd = Smtpd::dial(&daemon.policy_endpoint);
+    told(&smtpd.ask("198.18.1.1", "anna"));
+    clock.is_off_by("+0");
+    let wait = told(&smtpd.ask("198.18.1.1", "anna"));
+    assert!(wait <= 375, "{wait} seconds: five minutes, and a quarter of jitter");
+    clock.is_off_by("+376");
+    assert_eq!(smtpd.ask("198.18.1.1", "anna"), DUNNO);
+}
