@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
+use rustix::process::{Pid, Signal, kill_process};
 use support::daemon::Daemon;
 use support::debian::PLACE_OF_ROOT;
 use support::mx::{ANNA, BERT, SENDER, greylist, limit, told, velocity};
@@ -92,7 +93,14 @@ impl Newer {
 
 impl Drop for Newer {
     fn drop(&mut self) {
-        // unshare does not hear a gentler word, and takes its namespaces with it.
+        // With the first process of its namespace all end. That one has changed its user, and so
+        // would outlive unshare.
+        let pid = self.first.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        for child in children.unwrap_or_default().split_whitespace() {
+            let child = child.parse().ok().and_then(Pid::from_raw);
+            let _ = child.map(|child| kill_process(child, Signal::KILL));
+        }
         let _ = self.first.kill();
         let _ = self.first.wait();
     }
