@@ -293,10 +293,10 @@ impl Telemetry {
             let kind = failure.name();
             match failure {
                 Failure::Panic | Failure::State => {
-                    error!(kind, %detail, "our own trouble; the mail passes");
+                    error!(kind, %detail, "internal error, failing open");
                 }
                 Failure::Address | Failure::Frame | Failure::Accept | Failure::Log => {
-                    warn!(kind, %detail, "our own trouble; the mail passes");
+                    warn!(kind, %detail, "internal error, failing open");
                 }
             }
         }
@@ -451,14 +451,18 @@ impl Telemetry {
         let lasts = |of: &Lifted| now.iter().any(|lifted| lifted.scope == of.scope);
         for Lifted { scope, .. } in told.iter().filter(|before| !lasts(before)) {
             match scope {
-                Scope::Everything => warn!("bypass ends: the rules hold again"),
-                Scope::Rule(rule) => info!(%rule, "shadow by hand ends: the rule holds again"),
+                Scope::Everything => warn!("bypass ends: the rules are in force again"),
+                Scope::Rule(rule) => {
+                    info!(%rule, "shadow by hand ends: the rule is in force again")
+                }
             }
         }
         for Lifted { scope, until, .. } in now.iter().filter(|lifted| !told.contains(lifted)) {
             match scope {
                 Scope::Everything => warn!(%until, "bypass: everything passes"),
-                Scope::Rule(rule) => info!(%rule, %until, "shadow by hand: it refuses nobody"),
+                Scope::Rule(rule) => {
+                    info!(%rule, %until, "shadow by hand: the rule refuses no client")
+                }
             }
         }
         *told = now.to_vec();
@@ -631,7 +635,7 @@ fn describe() {
     describe_counter!(names::SHADOWED, "What rules in shadow mode would have refused");
     describe_counter!(
         names::SPARED,
-        "What was let pass since the MTA would have hung up at one more refusal"
+        "What passed because the MTA would have hung up at one more refusal"
     );
     describe_gauge!(names::SESSIONS, "SMTP sessions open now");
     describe_gauge!(names::ENTRIES, "Entries of each table");
@@ -640,24 +644,24 @@ fn describe() {
     describe_counter!(names::TURNED_AWAY, "New entries a full table did not store");
     describe_counter!(names::EVICTED, "Entries of a full table that made room for new ones");
     describe_gauge!(names::LOAD_LEVEL, "0 normal, 1 elevated, 2 high, 3 critical");
-    describe_gauge!(names::LOAD_ADMITTED, "The part of new sessions that load lets in");
-    describe_gauge!(names::SENSOR, "What a sensor of the load says, in its own unit");
+    describe_gauge!(names::LOAD_ADMITTED, "The part of new sessions that load accepts");
+    describe_gauge!(names::SENSOR, "The reading of a sensor of the load, in its own unit");
     describe_gauge!(names::SENSOR_ON, "0 where a sensor of the load cannot be read");
     describe_gauge!(names::SENSOR_LEVEL, "The level that a sensor asks for");
     describe_counter!(
         names::CROSSINGS,
         "Changes of the load's level, and the sensor that caused it"
     );
-    describe_gauge!(names::MAINTENANCE, "1 while new sessions are put off for maintenance");
+    describe_gauge!(names::MAINTENANCE, "1 while new sessions are refused for maintenance");
     describe_gauge!(names::BYPASS, "1 while everything passes by `ctl bypass on`");
-    describe_gauge!(names::SHADOWED_BY_HAND, "1 while a rule refuses nobody by `ctl shadow`");
-    describe_gauge!(names::STATE_LOADING, "1 while what was kept is being read back");
+    describe_gauge!(names::SHADOWED_BY_HAND, "1 while a rule refuses no client by `ctl shadow`");
+    describe_gauge!(names::STATE_LOADING, "1 while saved state is being read back");
     describe_gauge!(names::STATE_LOADED, "Entries that were read back at the start");
     describe_counter!(names::STATE_WRITTEN, "Entries written to disk");
     describe_gauge!(names::STATE_BYTES, "Bytes that state takes on disk");
     describe_gauge!(names::STATE_BEHIND, "Changed entries that are not on disk yet");
     describe_gauge!(names::STATE_BEHIND_SECONDS, "How long the oldest change has waited at most");
-    describe_counter!(names::FAILURES, "Our own trouble, in which the mail passes");
+    describe_counter!(names::FAILURES, "Internal errors, in which mail passes");
     describe_counter!(names::STRESS, "Policy requests of a Postfix that is short of processes");
     describe_gauge!(
         names::SUSPENDED,

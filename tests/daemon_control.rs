@@ -292,7 +292,7 @@ fn a_bypass_lets_everything_pass_whatever_refuses_and_is_visible_until_it_ends()
     assert!(status(&daemon)["bypass"].is_string());
 
     daemon.told(&["maintenance", "off"]);
-    assert!(daemon.told(&["bypass", "off"]).contains("the rules hold again"));
+    assert!(daemon.told(&["bypass", "off"]).contains("the rules are in force again"));
     assert!(sends(&daemon).starts_with("421 4.7.0 "));
     assert_eq!(daemon.metric("postpone_bypass", &[]), 0.0);
     ends(&daemon.ctl(&["bypass", "off"]), VALUE, "there is no bypass");
@@ -315,14 +315,18 @@ fn one_rule_is_taken_out_by_its_name() {
     assert_eq!(daemon.metric("postpone_shadowed_by_hand", &[("rule", "velocity")]), 1.0);
     assert!(daemon.told(&["status"]).contains("\nshadow        velocity until "));
     let told = daemon.told(&["shadow", "velocity", "--off"]);
-    assert!(told.contains("velocity holds again"), "{told}");
+    assert!(told.contains("velocity is in force again"), "{told}");
     assert!(sends(&daemon).starts_with("421 4.7.0 "));
     ends(
         &daemon.ctl(&["shadow", "speed"]),
         VALUE,
         "there are: access, maintenance, load, velocity",
     );
-    ends(&daemon.ctl(&["shadow", "behaviour"]), VALUE, "refuses nobody anyway: its mode is shadow");
+    ends(
+        &daemon.ctl(&["shadow", "behaviour"]),
+        VALUE,
+        "refuses no client anyway: its mode is shadow",
+    );
     ends(&daemon.ctl(&["shadow", "velocity", "--off"]), VALUE, "not taken out");
 }
 

@@ -321,6 +321,6 @@ fn a_new_database_only_watches_and_an_old_one_acts() {
 fn that_it_watches_no_more_is_told() {
     let daemon = Daemon::start("limit = []\n[behaviour]\nlearn_for = \"2s\"\n");
     daemon.line("that it watches", |line| line.contains("behaviour only watches"));
-    daemon.line("that it acts", |line| line.contains("behaviour watches no more"));
+    daemon.line("that it acts", |line| line.contains("behaviour no longer only watches"));
     assert!(harvest(&daemon).is_some());
 }

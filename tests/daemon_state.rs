@@ -567,7 +567,7 @@ fn on_a_full_disk_mail_flows_and_when_there_is_room_everything_is_written() {
         line.contains("ERROR")
             && line.contains("kind=\"state\"")
             && line.contains("No space left on device")
-            && line.contains("the mail passes")
+            && line.contains("failing open")
     });
     assert_eq!(known(&daemon, ANNA, &late), late.len(), "mail goes on");
     assert!(behind(&daemon) >= 100.0);

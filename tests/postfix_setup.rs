@@ -123,7 +123,7 @@ fn applied_it_throttles_and_undone_it_throttles_no_more() {
     told(reply, client, "4.7.0", "Too many messages from your network");
 
     let (out, err) = done(&setup(&daemon.config, &postfix, &["--undo"]));
-    assert!(out.contains("done and checked: Postfix asks postpone no more"), "{out}");
+    assert!(out.contains("done and checked: Postfix no longer asks postpone"), "{out}");
     assert_eq!(err, "");
     assert_eq!((file(&postfix, "main.cf"), postconf(&postfix, &["-n"])), before);
     wait_until("Postfix to ask no more", || {
@@ -246,7 +246,7 @@ fn where_nothing_answers_it_is_said_and_applied_all_the_same() {
     // Something is there, but it is Postfix.
     let config = absent(&folder, &format!("inet:{}", postfix.smtp));
     let (_, err) = done(&setup(&config, &postfix, &[]));
-    assert!(err.contains("what is there is no milter"), "{err}");
+    assert!(err.contains("the server there is no milter"), "{err}");
 }
 
 #[test]
@@ -285,7 +285,7 @@ fn what_postfix_check_refuses_is_put_back() {
     chown(&path, None, Some(postfix::group())).unwrap();
 
     let (out, err) = ended(&setup(&daemon.config, &postfix, &["--apply"]), 78);
-    assert!(err.contains("`postfix check` refuses the change, so all is as it was"), "{err}");
+    assert!(err.contains("`postfix check` refuses the change, so the files are restored"), "{err}");
     assert!(err.contains("bad numerical configuration: line_length_limit = many"), "{err}");
     assert!(!out.contains("done") && out.contains("in master.cf"), "{out}");
     assert_eq!(file(&postfix, "main.cf"), strange);
@@ -298,7 +298,7 @@ fn what_postfix_check_refuses_is_put_back() {
     let broken = strange.replace("{2048}", "{few}");
     fs::write(&path, &broken).unwrap();
     let (_, err) = ended(&setup(&daemon.config, &postfix, &["--apply"]), 78);
-    assert!(err.contains("refuses what is there already"), "{err}");
+    assert!(err.contains("refuses the present configuration"), "{err}");
     assert_eq!(file(&postfix, "main.cf"), broken);
 }
 
@@ -312,7 +312,7 @@ fn a_file_keeps_its_owner_and_its_permissions() {
     chown(&path, None, Some(postfix::group())).unwrap();
     for how in ["--apply", "--undo"] {
         let (out, _) = done(&setup(&daemon.config, &postfix, &[how]));
-        assert!(out.contains("It does not run, and begins so when it starts"), "{out}");
+        assert!(out.contains("Postfix is not running; the change holds when it starts"), "{out}");
         let metadata = path.metadata().unwrap();
         assert_eq!((metadata.mode() & 0o7777, metadata.gid()), (0o640, postfix::group()));
     }
@@ -393,5 +393,5 @@ fn who_may_not_or_says_it_wrong_is_told_so() {
     ended(&postpone(&["setup", "postfix", "--config", config, "--postfix", nowhere]), 78);
     let config = absent(&folder, "inet:127.0.0.1:0");
     let (_, err) = ended(&setup(&config, &postfix, &[]), 78);
-    assert!(err.contains("no [[listen]] of the settings"), "{err}");
+    assert!(err.contains("the settings have no [[listen]]"), "{err}");
 }

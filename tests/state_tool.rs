@@ -107,7 +107,7 @@ fn what_was_exported_is_the_same_in_another_folder() {
     fs::write(&file, "an earlier one").unwrap();
     fs::set_permissions(&file, PermissionsExt::from_mode(0o644)).unwrap();
     let told = done(&at(&one, &["export", file.to_str().unwrap()], ""));
-    assert_eq!(told, "8 entries exported, 0 faded ones left out\n");
+    assert_eq!(told, "8 entries exported, 0 expired ones left out\n");
     // The secret is in it.
     assert_eq!(file.metadata().unwrap().mode() & 0o777, 0o600);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left beside it");

@@ -188,7 +188,7 @@ impl Daemon<'_> {
             if keeper.is_finished() {
                 keeper.finish().map_err(Trouble::Unsaved)?;
             } else {
-                warn!("state was not saved to its end: told to stop once more");
+                warn!("state was not saved completely: told to stop once more");
             }
         }
         ended_well(workers, told)?;
@@ -235,7 +235,7 @@ async fn maintenance_is_known(engine: &Engine) {
     };
     if tokio::time::timeout(KNOWN_WITHIN, known).await.is_err() {
         warn!(
-            "state is slow: maintenance and who is allowed from before the restart hold once they have been read"
+            "state is slow to load: maintenance and exemptions from before the restart hold once they are read"
         );
     }
 }

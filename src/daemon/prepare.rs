@@ -136,7 +136,7 @@ fn bind_metrics(
         Ok(listener) => Ok(Some(listener)),
         Err(error) if !named.http => {
             notes.take(move || {
-                warn!(http = %address, %error, "no metrics: the default address cannot be had");
+                warn!(http = %address, %error, "no metrics: the default address cannot be opened");
             });
             Ok(None)
         }
@@ -156,7 +156,7 @@ fn bind_control(
         Ok(socket) => Ok(Some(socket)),
         Err(error) if !named.socket => {
             notes.take(move || {
-                warn!(%socket, %error, "no control: the default socket cannot be had");
+                warn!(%socket, %error, "no control: the default socket cannot be opened");
             });
             Ok(None)
         }

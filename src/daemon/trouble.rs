@@ -34,7 +34,7 @@ impl Display for Trouble {
             Self::Settings(what) => write!(f, "{what}"),
             Self::Socket(address, error) => write!(f, "cannot listen on {address}: {error}"),
             Self::State(path, refused) => write!(f, "cannot keep state in {path}: {refused}"),
-            Self::Unsaved(fault) => write!(f, "state was not saved to its end: {fault}"),
+            Self::Unsaved(fault) => write!(f, "state was not saved completely: {fault}"),
             Self::System(what, error) => write!(f, "{what}: {error}"),
         }
     }

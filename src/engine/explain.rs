@@ -122,7 +122,9 @@ impl Engine {
         let before = self.told_learning.swap(told, Ordering::Relaxed);
         match until {
             Some(until) if before != told => info!(%until, "behaviour only watches"),
-            None if before != 0 => info!("behaviour watches no more: its settings hold"),
+            None if before != 0 => {
+                info!("behaviour no longer only watches: its settings are in force")
+            }
             _ => {}
         }
     }

@@ -93,7 +93,7 @@ pub struct Limited {
     pub per: Vec<String>,
     /// What must be known besides, before it can be told what has been counted.
     pub needs: Vec<String>,
-    /// Whether its `when` leaves this client out.
+    /// Whether its `when` does not apply to this client.
     pub applies: bool,
     /// What is in use.
     pub value: Option<String>,

@@ -87,7 +87,7 @@ impl Display for Failed {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
             Self::Settings(file, error) => write!(f, "{}: {error}", file.display()),
-            Self::NoSocket => f.write_str("the settings want no control socket: it is \"none\""),
+            Self::NoSocket => f.write_str("the settings have no control socket: it is \"none\""),
             Self::Nobody(path, error) if error.kind() == ErrorKind::PermissionDenied => {
                 write!(f, "you may not use {}: {error}", path.display())
             }
@@ -95,7 +95,7 @@ impl Display for Failed {
                 write!(f, "no daemon answers at {}: {error}", path.display())
             }
             Self::Strange(path, what) => {
-                write!(f, "what answers at {} is not understood: {what}", path.display())
+                write!(f, "the answer at {} is not understood: {what}", path.display())
             }
             Self::Said(trouble) => write!(f, "{trouble}"),
             Self::Output(error) => write!(f, "{error}"),
@@ -240,19 +240,19 @@ fn tell_lifted(told: &LiftedNow, out: &mut dyn Write, err: &mut dyn Write) -> io
         (None, Some(when)) => writeln!(
             out,
             "bypass {when}: everything passes\n\
-             access, load and maintenance refuse nobody either; the log says what would\n\
+             access, load and maintenance refuse no client either; the log says what would\n\
              have been refused\n\
              it ends by itself, by `postpone ctl bypass off`, and when the daemon is restarted"
         ),
-        (None, None) => writeln!(out, "no bypass: the rules hold again"),
+        (None, None) => writeln!(out, "no bypass: the rules are in force again"),
         (Some(rule), Some(when)) => writeln!(
             out,
             "{rule} is a shadow {when}\n\
-             it refuses nobody; the log says what it would have refused\n\
+             it refuses no client; the log says what it would have refused\n\
              it ends by itself, by `postpone ctl shadow {rule} --off`,\n\
              and when the daemon is restarted"
         ),
-        (Some(rule), None) => writeln!(out, "{rule} holds again, as the settings say"),
+        (Some(rule), None) => writeln!(out, "{rule} is in force again, as the settings say"),
     }
 }
 
@@ -272,7 +272,7 @@ fn tell_reload(told: &Reloaded, out: &mut dyn Write, err: &mut dyn Write) -> io:
 fn tell_forgotten(told: &Forgot, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<()> {
     told.warnings.iter().try_for_each(|warning| writeln!(err, "warning: {warning}"))?;
     if told.forgotten.is_empty() {
-        writeln!(out, "{}: nothing was known that could be forgotten", told.client)?;
+        writeln!(out, "{}: nothing to forget is known", told.client)?;
     }
     for forgotten in &told.forgotten {
         writeln!(out, "{}: forgotten: {forgotten}", told.client)?;
@@ -283,7 +283,7 @@ fn tell_forgotten(told: &Forgot, out: &mut dyn Write, err: &mut dyn Write) -> io
 fn tell_allowed(told: &AllowedNow, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<()> {
     told.warnings.iter().try_for_each(|warning| writeln!(err, "warning: {warning}"))?;
     let Some(until) = told.until else {
-        return writeln!(out, "{} is allowed no more", told.network);
+        return writeln!(out, "{} is no longer allowed", told.network);
     };
     let restart = if told.kept { "a restart does not end it" } else { "a restart ends it" };
     writeln!(out, "{} is allowed until {}; {restart}", told.network, whole(until))
@@ -305,7 +305,7 @@ fn tell_maintenance(told: &Maintained, out: &mut dyn Write, err: &mut dyn Write)
         writeln!(out, "maintenance of {listener} until {until}")?;
     }
     if told.now.is_empty() {
-        writeln!(out, "no maintenance: new sessions are let in")?;
+        writeln!(out, "no maintenance: new sessions are accepted")?;
     } else if told.kept {
         writeln!(out, "running sessions may finish; a restart does not end it")?;
     } else {

@@ -190,14 +190,14 @@ fn behaviour(f: &mut Formatter<'_>, told: &Behaved, now: Time, detail: Detail) -
             let last = format!("{} ({})", whole(last), ago(last, now));
             row(f, "seen", &format!("first {}, last {last}", whole(first)))?;
         }
-        _ => row(f, "seen", "nothing is remembered of it")?,
+        _ => row(f, "seen", "nothing is remembered")?,
     }
     let speaks = |adds: f64| adds.abs() >= 0.05 || detail == Detail::All;
     for term in told.terms.iter().filter(|term| told.known && speaks(term.adds)) {
         row(f, "term", &format!("{} {:+.1}: {}", term.term, term.adds, term.inputs))?;
     }
     let Paced { per_hour, next, shared, .. } = &told.pace;
-    let Some(per_hour) = per_hour else { return row(f, "pace", "as fast as it likes") };
+    let Some(per_hour) = per_hour else { return row(f, "pace", "not limited") };
     let shared = if *shared { ", shared by all new hosts of its network" } else { "" };
     let next = if *next <= now { "now".to_owned() } else { at(*next, now) };
     row(f, "pace", &format!("{per_hour:.0} messages an hour{shared}; the next one may come {next}"))
@@ -232,7 +232,7 @@ fn limit(f: &mut Formatter<'_>, told: &Limited, now: Time) -> fmt::Result {
     let head = format!("{name} ({count} per {per}{mode}): ");
     if !told.needs.is_empty() {
         let needs = told.needs.join(", ");
-        return row(f, "limit", &format!("{head}{threshold}; to say more, {needs} must be known"));
+        return row(f, "limit", &format!("{head}{threshold}; {needs} must be known for more"));
     }
     let value = told.value.as_deref().unwrap_or("0");
     let clears = match (told.next, told.clears) {
@@ -244,7 +244,7 @@ fn limit(f: &mut Formatter<'_>, told: &Limited, now: Time) -> fmt::Result {
         0 => String::new(),
         offences => format!("; {offences} offences"),
     };
-    let not = if told.applies { "" } else { "; its `when` leaves this client out" };
+    let not = if told.applies { "" } else { "; its `when` does not apply to this client" };
     row(f, "limit", &format!("{head}{value} of {threshold}{clears}{offences}{not}"))
 }
 

@@ -99,7 +99,7 @@ fn asked(asked: Option<Time>, now: Time) -> String {
 fn load(f: &mut Formatter<'_>, load: &Load, detail: Detail) -> fmt::Result {
     let mode = match load.mode {
         Mode::Enforce => String::new(),
-        mode => format!(" (mode {}: it refuses nobody)", mode.name()),
+        mode => format!(" (mode {}: no client is refused)", mode.name()),
     };
     let cause = load.cause.as_ref().and_then(|cause| {
         let sensor = load.sensors.iter().find(|sensor| sensor.name == cause.sensor)?;
@@ -134,7 +134,7 @@ fn load(f: &mut Formatter<'_>, load: &Load, detail: Detail) -> fmt::Result {
 fn words(sensor: &Sensor) -> String {
     let Sensor { name, reading, off, why, .. } = sensor;
     let Some(reading) = *reading else {
-        return format!("{name} is off: {}", off.as_deref().unwrap_or("nobody says why"));
+        return format!("{name} is off: {}", off.as_deref().unwrap_or("the reason is not known"));
     };
     if let Some(probe) = name.strip_prefix("probe.") {
         return match (reading > 0.0, why) {
@@ -192,7 +192,7 @@ fn decisions(f: &mut Formatter<'_>, told: &Status, detail: Detail) -> fmt::Resul
     writeln!(f, "{:22}{:>10}{:>13}", "passed", passed[0], passed[1])?;
     told.rules.iter().filter(shown).try_for_each(|shown| rule(f, shown))?;
     if told.rules.iter().any(|rule| rule.mode == Mode::Shadow && rule.shadowed.total > 0) {
-        writeln!(f, "In mode shadow a rule refuses nobody: that is what it would have refused.")?;
+        writeln!(f, "A rule in shadow mode refuses no client: these would have been refused.")?;
     }
     writeln!(f)
 }
@@ -225,7 +225,7 @@ const LATE: Duration = Duration::from_secs(10);
 
 fn state(f: &mut Formatter<'_>, state: &State, now: Time) -> fmt::Result {
     if !state.kept {
-        return row(f, "state", "in memory only: a restart forgets it");
+        return row(f, "state", "in memory only: lost at a restart");
     }
     let loaded = number(state.loaded_entries);
     let loading = if state.loading { format!("loading, {loaded} so far; ") } else { String::new() };
@@ -254,7 +254,7 @@ fn table(f: &mut Formatter<'_>, table: &Table) -> fmt::Result {
     let dropped = match evicted + turned_away {
         0 => String::new(),
         _ => {
-            format!(" ({} made room early, {} found none)", number(*evicted), number(*turned_away))
+            format!(" ({} dropped early, {} turned away)", number(*evicted), number(*turned_away))
         }
     };
     row(f, "table", &format!("{of}{dropped}"))
@@ -368,7 +368,7 @@ passed                     1,204       88,110
 velocity                      30          412  enforce
               mostly 192.0.2.7 (out.example.net): 28
 greylist                       7           60  shadow
-In mode shadow a rule refuses nobody: that is what it would have refused.
+A rule in shadow mode refuses no client: these would have been refused.
 
 failures      none
 state         5.1 MiB on disk

@@ -137,11 +137,11 @@ impl Desk {
                 let network = network(&client)?;
                 if !force && is_wide(network) {
                     return Err(Trouble::value(format!(
-                        "{network} is a large part of the internet: --force, if it is meant"
+                        "{network} is a large part of the internet: use --force if you mean it"
                     )));
                 }
                 let until = self.engine.now() + allowed_for(lasting)?.duration();
-                let full = |_| Trouble::unavailable("too many are allowed already");
+                let full = |_| Trouble::unavailable("too many clients are allowed by hand already");
                 self.engine.allow(network, until).map_err(full)?;
                 let (uid, pid) = (peer.uid(), peer.pid());
                 info!(%network, %until, uid, pid, "allowed by hand");
@@ -157,7 +157,7 @@ impl Desk {
                     return Err(Trouble::value(message));
                 }
                 let (uid, pid) = (peer.uid(), peer.pid());
-                info!(%network, uid, pid, "allowed by hand no more");
+                info!(%network, uid, pid, "no longer allowed by hand");
                 Ok(Answer::Allowed(self.allowed(network, None).await))
             }
             Request::BypassOn { lasting } => {
@@ -227,7 +227,7 @@ impl Desk {
 
     fn lift(&self, scope: Scope, span: Span) -> Result<LiftedNow, Trouble> {
         if !self.engine.lift(&scope, span.duration()) {
-            return Err(Trouble::unavailable("too many rules are taken out already"));
+            return Err(Trouble::unavailable("too many rules are shadows by hand already"));
         }
         Ok(self.lifted(scope))
     }
@@ -237,7 +237,7 @@ impl Desk {
             return Ok(self.lifted(scope));
         }
         Err(Trouble::value(match scope {
-            Scope::Everything => "there is no bypass: the rules hold".to_owned(),
+            Scope::Everything => "there is no bypass: the rules are in force".to_owned(),
             Scope::Rule(rule) => format!("{rule} is not taken out by `ctl shadow`"),
         }))
     }
@@ -266,7 +266,7 @@ impl Desk {
             Some((_, Mode::Enforce)) => Ok(()),
             Some(_) if by_hand(rule) || self.is_bypassed() => Ok(()),
             Some((_, mode)) => Err(Trouble::value(format!(
-                "{rule} refuses nobody anyway: its mode is {}",
+                "{rule} refuses no client anyway: its mode is {}",
                 mode.name()
             ))),
             None => {
@@ -289,7 +289,7 @@ impl Desk {
 
     fn warnings_of_disk(&self, kept: Option<bool>) -> Vec<String> {
         let late = (kept == Some(false))
-            .then(|| "it is not on disk yet: a restart now would not know of it".to_owned());
+            .then(|| "it is not on disk yet: a restart now would lose it".to_owned());
         let loading = self.engine.telemetry().totals().loading.then(|| {
             "state is still being read: what was known before the restart may come back".to_owned()
         });
@@ -305,12 +305,12 @@ impl Desk {
 
     fn close(&self, listener: Option<&str>, until: Time, now: Time) -> Result<Maintained, Trouble> {
         let listener = listener.map(|name| self.listener(name)).transpose()?;
-        let full = |_| Trouble::unavailable("too much is closed already");
+        let full = |_| Trouble::unavailable("too many listeners are closed already");
         self.engine.close(listener.as_deref(), until).map_err(full)?;
         let mut maintained = self.maintained(Vec::new());
         if until.since(now) > LONG_MAINTENANCE.duration() {
             maintained.warnings.push(format!(
-                "{LONG_MAINTENANCE} and more are noticed: senders' hosts then warn their users, \
+                "{LONG_MAINTENANCE} and more are noticed: sending hosts then warn their users, \
                  and after four or five days they give mail back"
             ));
         }
@@ -330,7 +330,7 @@ impl Desk {
     fn reopen(&self, listener: Option<&str>) -> Result<Maintained, Trouble> {
         let listener = listener.map(|name| self.listener(name)).transpose()?;
         let before = Closed::all(&self.engine, &self.listeners);
-        let full = |_| Trouble::unavailable("too much is closed already");
+        let full = |_| Trouble::unavailable("too many listeners are closed already");
         self.engine.reopen(listener.as_deref()).map_err(full)?;
         let mut maintained = self.maintained(before);
         let of_all = maintained.now.iter().find(|closed| closed.listener.is_none());
@@ -370,7 +370,7 @@ impl Desk {
         let Some(kept) = self.is_on_disk().await else { return maintained };
         maintained.kept = kept;
         if !maintained.kept {
-            let warning = "it is not on disk yet: a restart now would not know of it";
+            let warning = "it is not on disk yet: a restart now would lose it";
             maintained.warnings.push(warning.to_owned());
         }
         maintained
@@ -462,7 +462,7 @@ fn end(lasting: Option<Span>, until: Option<Time>, now: Time) -> Result<Time, Tr
     }
     if until.since(now) > LONGEST_MAINTENANCE.duration() {
         let message = format!(
-            "expected {LONGEST_MAINTENANCE} at most: before that, senders give their mail back"
+            "expected {LONGEST_MAINTENANCE} at most: before that, mail bounces at the senders"
         );
         return Err(Trouble::value(message));
     }

@@ -378,8 +378,8 @@ impl Params {
                     _ => Code::Code451,
                 };
                 format!(
-                    "421 at RCPT would throw away the recipients accepted before, at every retry; \
-                     once one is accepted, {} is said instead",
+                    "421 at RCPT would discard the recipients accepted before, at every retry; \
+                     once one is accepted, {} is sent instead",
                     instead.digits()
                 )
             })
@@ -506,10 +506,10 @@ mod tests {
         for (params, words) in [
             (Params { per: per(&["network/24"]), ..limit(Count::Messages) }, "IPv6 ones count"),
             (Params { per: per(&["network/48"]), ..limit(Count::Messages) }, "IPv4 ones count"),
-            (Params { reply: reply.clone(), ..limit(Count::Recipients) }, "452 is said instead"),
+            (Params { reply: reply.clone(), ..limit(Count::Recipients) }, "452 is sent instead"),
             (
                 Params { reply, per: per(&["recipient_domain"]), ..limit(Count::Messages) },
-                "451 is said instead",
+                "451 is sent instead",
             ),
         ] {
             let complaints = params.check();

@@ -41,7 +41,7 @@ pub(super) fn knock(address: &Address, kind: Kind) -> io::Result<()> {
     if kind == Kind::Policy {
         return Ok(());
     }
-    let strange = || io::Error::new(ErrorKind::InvalidData, "what is there is no milter");
+    let strange = || io::Error::new(ErrorKind::InvalidData, "the server there is no milter");
     stream.write_all(&NEGOTIATE)?;
     let mut head = [0; 5];
     stream.read_exact(&mut head).map_err(|error| match error.kind() {

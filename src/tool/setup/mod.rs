@@ -85,7 +85,7 @@ impl Display for Failed {
             Self::Untold(what) => {
                 write!(
                     f,
-                    "it is done, but `postfix reload` did not work, so it holds from the next \
+                    "it is done, but `postfix reload` failed, so it holds from the next \
                      start:\n{what}"
                 )
             }
@@ -131,7 +131,7 @@ fn done(
             let queue = postfix.queue();
             if !doors.used().iter().any(|(address, _)| list::endpoint(address, &queue).is_some()) {
                 return Err(Failed::Settings(
-                    "no [[listen]] of the settings is one that Postfix could ask: it takes an \
+                    "the settings have no [[listen]] that Postfix could ask: it takes an \
                      address with a fixed port, or a unix socket whose path has no blanks"
                         .into(),
                 ));
@@ -153,8 +153,8 @@ fn done(
     }
     if plan.is_empty() {
         let nothing = match wanted {
-            Wanted::Undone => "nothing to undo: Postfix has nothing that --apply puts in",
-            _ if plan.already.is_empty() => "nothing to do that can be done without you",
+            Wanted::Undone => "nothing to undo: Postfix has no entry that --apply adds",
+            _ if plan.already.is_empty() => "nothing to do except what is left to you",
             _ => "nothing to do: Postfix asks postpone already",
         };
         return Ok(writeln!(out, "{nothing}")?);
@@ -166,13 +166,13 @@ fn done(
     let done = if wanted == Wanted::Applied {
         "Postfix asks postpone"
     } else {
-        "Postfix asks postpone no more"
+        "Postfix no longer asks postpone"
     };
     match known {
         Known::Now => writeln!(out, "done and checked: {done}, from the next session on")?,
         Known::AtStart => writeln!(
             out,
-            "done and checked: {done}. It does not run, and begins so when it starts"
+            "done and checked: {done}. Postfix is not running; the change holds when it starts"
         )?,
     }
     Ok(())
@@ -223,7 +223,7 @@ impl Said<'_> {
             {
                 writeln!(
                     err,
-                    "warning: Postfix's user {user} may not use {}, and mail would pass unasked: \
+                    "warning: Postfix's user {user} may not use {}, and mail would pass unchecked: \
                      its [[listen]] needs socket_group = \"{user}\", and postpone's user must \
                      be in that group",
                     path.display()

@@ -348,7 +348,7 @@ impl Plan {
         for service in postfix.smtpd().filter(|service| service.is_submission()) {
             if !service.options.contains_key(MILTERS) && !service.asks_no_milter(postfix) {
                 self.warnings.push(format!(
-                    "{} asks postpone too, which judges people there at EHLO, before they could \
+                    "{} asks postpone too, which judges users there at EHLO, before they can \
                      log in. Give it a [[listen]] with speak = \"mail\", and run this again",
                     service.name
                 ));
@@ -396,7 +396,7 @@ impl Plan {
             postfix.smtpd().filter(|s| s.chrooted).map(|s| s.name.as_str()).collect();
         if !chrooted.is_empty() {
             self.warnings.push(format!(
-                "{} is chrooted to {} and will not find {}: mail would pass unasked. Listen below \
+                "{} is chrooted to {} and will not find {}: mail would pass unchecked. Listen below \
                  that folder, or on inet:127.0.0.1:7421",
                 chrooted.join(", "),
                 postfix.queue().display(),

@@ -116,7 +116,7 @@ impl Tools {
         // Or what is wrong already would look like our doing.
         self.check().map_err(|said| {
             Failed::Refused(format!(
-                "nothing has been changed: `postfix check` refuses what is there already:\n{said}"
+                "nothing has been changed: `postfix check` refuses the present configuration:\n{said}"
             ))
         })?;
         self.make(plan, &kept).map_err(|failed| {
@@ -125,7 +125,7 @@ impl Tools {
             match lost.first() {
                 None => failed,
                 Some(error) => Failed::Output(format!(
-                    "{failed}\nwhat was there could not be put back: {error}"
+                    "{failed}\nthe old files could not be restored: {error}"
                 )),
             }
         })?;
@@ -147,7 +147,7 @@ impl Tools {
         self.compare(plan)?;
         self.check().map_err(|said| {
             Failed::Refused(format!(
-                "`postfix check` refuses the change, so all is as it was:\n{said}"
+                "`postfix check` refuses the change, so the files are restored:\n{said}"
             ))
         })
     }

@@ -63,7 +63,7 @@ pub fn export(
     };
     let [entries, faded] = [entries, faded].map(grouped);
     // The export itself is what counts.
-    let _ = writeln!(say, "{entries} entries exported, {faded} faded ones left out");
+    let _ = writeln!(say, "{entries} entries exported, {faded} expired ones left out");
     wrongs.told(place)
 }
 

@@ -121,7 +121,7 @@ impl Hygiene {
     /// What it says, for people.
     pub const fn words(self) -> &'static str {
         match self {
-            Self::Good => "nothing to be said against its names",
+            Self::Good => "nothing against its names",
             Self::Literal => "its HELO is a bare address",
             Self::NotQualified => "its HELO is a word without a dot",
             Self::Nameless => "its address has no forward-confirmed name",

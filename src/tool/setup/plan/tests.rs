@@ -260,7 +260,7 @@ fn a_submission_service_with_milters_is_left_to_the_administrator() {
 #[test]
 fn what_a_postmaster_would_stumble_over_is_told() {
     let submission = with(postfix(&[]), "submission/inet", &[]);
-    says(&Plan::set_up(&submission, &mx()).warnings, "before they could log in");
+    says(&Plan::set_up(&submission, &mx()).warnings, "before they can log in");
 
     let mut own = postfix(&[]);
     own.services[0].options.insert(MILTERS.into(), String::new());
