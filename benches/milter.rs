@@ -544,7 +544,7 @@ fn serve_postpone(runtime: &mut runtime::Builder, settings: &Settings) -> io::Re
     let memory = Memory::new(&Secret::new([7; 16]), settings.bounds());
     let policy = settings.policy(&memory).expect("the defaults name no files");
     let engine = Engine::new(Box::new(SystemClock), memory, policy);
-    let (bound, door) = (settings.listen[0].bind()?, settings.listen[0].door());
+    let (bound, door) = (settings.listen[0].bind(&[])?, settings.listen[0].door());
     let (_stop, stopping) = tokio::sync::watch::channel(false);
     let upkeep = engine.clone();
     runtime.enable_all().build()?.block_on(async move {

@@ -28,10 +28,21 @@ impl std::error::Error for Expected {}
 pub struct Complaint {
     /// The key within its section.
     pub key: &'static str,
+    /// The way on from there: to an entry of a list, to a key of a table.
+    pub within: Vec<Step>,
     /// What is wrong, and what was expected.
     pub message: String,
     /// What follows from it.
     pub severity: Severity,
+}
+
+/// One step from a value into it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// To this entry of a list; the first is 0.
+    Entry(usize),
+    /// To this key of a table.
+    Key(&'static str),
 }
 
 /// What follows from a complaint.
@@ -46,12 +57,19 @@ pub enum Severity {
 impl Complaint {
     /// A complaint that makes the settings unusable.
     pub fn error(key: &'static str, message: impl Into<String>) -> Self {
-        Self { key, message: message.into(), severity: Severity::Error }
+        Self { key, within: Vec::new(), message: message.into(), severity: Severity::Error }
     }
 
     /// A complaint that leaves them usable.
     pub fn warning(key: &'static str, message: impl Into<String>) -> Self {
-        Self { key, message: message.into(), severity: Severity::Warning }
+        Self { key, within: Vec::new(), message: message.into(), severity: Severity::Warning }
+    }
+
+    /// The same, of a place within the value.
+    #[must_use]
+    pub fn at(mut self, steps: impl IntoIterator<Item = Step>) -> Self {
+        self.within.splice(..0, steps);
+        self
     }
 }
 

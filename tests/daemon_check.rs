@@ -48,10 +48,10 @@ window = "1m"
 /// Where each mistake is, its key, and what was expected there.
 const FOUND: [(&str, &str, &str); 6] = [
     ("2:9", "server.grace", r#"expected a time such as "500ms""#),
-    ("3:1", "server.hostnam", "unknown field `hostnam`, expected one of `hostname`"),
+    ("3:1", "server.hostnam", "unknown key `hostnam`: did you mean `hostname`?"),
     ("11:8", "limit[2].name", "expected a name of its own"),
     ("12:9", "limit[2].count", "sessions need `max`"),
-    ("15:8", "access.deny", "expected a network such as"),
+    ("15:9", "access.deny", "expected a network such as"),
     ("19:10", "greylist.window", "expected longer than `delay` (5m)"),
 ];
 
@@ -82,7 +82,7 @@ fn what_is_no_toml_and_what_cannot_be_read_are_mistakes_as_well() {
         ("torn.toml", "[server\n", "torn.toml:1:"),
         ("twice.toml", "[log]\nlevel = \"info\"\nlevel = \"warn\"\n", "twice.toml:3:"),
         ("list.toml", "[access]\ndeny = [\"file:/no/such/list\"]\n", "/no/such/list: No such file"),
-        ("other.toml", "[postpone]\n", "unknown section `postpone`, expected one of server"),
+        ("other.toml", "[postpone]\n", "unknown section `postpone`: expected one of server"),
     ] {
         let output = check(&folder.write(name, content));
         let said = text(&output.stderr);
@@ -145,4 +145,75 @@ fn the_settings_in_force_can_be_printed_and_used() {
         let file = folder.write("printed.toml", &printed);
         assert_eq!(print(&["--config", file.to_str().unwrap()]), printed);
     }
+}
+
+/// What would be believed to hold, and does not.
+#[test]
+fn what_can_never_match_is_an_error_at_its_own_place() {
+    let folder = Folder::new("check");
+    let settings = r#"[server]
+own_names = ["mx.example.org", "@example.org"]
+
+[access]
+allow = ["192.0.2.0/24", "::ffff:192.0.2.0/120", ".", "nonsense"]
+exempt_recipients = ["postmaster", "@example.org"]
+
+[[access.require]]
+recipient_domain = ".bank.example"
+tls = true
+
+[[access.require]]
+recipient_domain = "*.bank.example"
+clients = ["192.0.2.1", ".@example.net"]
+
+[[limit]]
+name = "domain"
+count = "messages"
+quota = "60/1m"
+when = { recipient_domain = ["example.org", "@example.net"], sender_domain = [".example.com"] }
+
+[greylist]
+exempt_recipient_domains = ["*.example.org"]
+"#;
+    let output = check(&folder.write("postpone.toml", settings));
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(BAD_SETTINGS), "{said}");
+    for place in
+        ["2:32", "5:26", "5:50", "5:55", "9:20", "13:20", "14:25", "20:45", "20:79", "23:29"]
+    {
+        assert!(said.contains(&format!("postpone.toml:{place}\n")), "nothing at {place}: {said}");
+    }
+    for words in [r#"did you mean "bank.example"?"#, "an IPv4 network as such, 192.0.2.0/24"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    let exempt = "[access]\nexempt_recipients = [\"postmaster\", \"@example.org\"]\n";
+    let said = text(&check(&folder.write("exempt.toml", exempt)).stderr);
+    assert!(said.contains("exempt.toml:2:36") && said.contains("no recipient can be"), "{said}");
+}
+
+#[test]
+fn a_list_that_is_no_text_and_a_pipe_are_told_with_the_line() {
+    let folder = Folder::new("check");
+    let list = folder.path().join("deny.list");
+    std::fs::write(&list, b"192.0.2.1\n.b\xfccher.example\n").unwrap();
+    let of = |list: &Path| format!("[access]\ndeny = [\"file:{}\"]\n", list.display());
+    let said = text(&check(&folder.write("latin.toml", &of(&list))).stderr);
+    assert!(said.contains("deny.list: line 2: expected UTF-8"), "{said}");
+    let many = folder.write("many.list", "192.0.2.300\n192.0.2.1\n*.example\n");
+    let said = text(&check(&folder.write("many.toml", &of(&many))).stderr);
+    assert!(said.contains("many.list:1: ") && said.contains("many.list:3: "), "{said}");
+    let pipe = folder.path().join("pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    let said = text(&check(&folder.write("pipe.toml", &of(&pipe))).stderr);
+    assert!(said.contains("expected a regular file"), "{said}");
+}
+
+#[test]
+fn a_path_that_is_too_long_for_a_socket_is_an_error() {
+    let folder = Folder::new("check");
+    let path = "a".repeat(110);
+    let settings = format!("[[listen]]\nmilter = \"unix:/{path}\"\n");
+    let said = text(&check(&folder.write("long.toml", &settings)).stderr);
+    assert!(said.contains("at most 107 bytes"), "{said}");
 }

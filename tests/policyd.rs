@@ -56,7 +56,7 @@ impl Service {
         let Ok(policy) = settings.policy(&memory) else { panic!("{text}") };
         let engine = Engine::new(Box::new(SystemClock), memory, policy);
         let listen = &settings.listen[0];
-        let bound = listen.bind().unwrap();
+        let bound = listen.bind(&[]).unwrap();
         let address = match &bound {
             Bound::Inet(listener) => listener.local_addr().unwrap(),
             Bound::Unix(_) => SocketAddr::from(([0; 4], 0)),

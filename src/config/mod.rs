@@ -3,14 +3,18 @@
 
 pub mod load;
 pub mod read;
+mod words;
 
 use std::fs;
+use std::io::{self, ErrorKind, Read};
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use self::read::{Problem, Reader};
@@ -27,7 +31,7 @@ use crate::policy::{
     Bounds, ClientParams, Memory, Parts, Policy, access, behaviour, greylist, limit, maintenance,
 };
 use crate::setting::{Complaint, Expected, OrNone};
-use crate::smtp::domain;
+use crate::smtp::domain::Domain;
 use crate::smtp::template::{LONGEST_HOSTNAME, LONGEST_URL, Placeholder};
 
 /// Everything that can be set. What is not set has its default.
@@ -89,7 +93,7 @@ pub struct Server {
     /// Where a sender's postmaster finds help, in replies.
     pub help_url: OrNone<String>,
     /// Names that the MTA delivers to users of the host itself; none where they are not known.
-    pub own_names: Vec<String>,
+    pub own_names: Vec<Domain>,
     /// What begins a detail in the local part of a recipient: each of these characters.
     pub recipient_delimiter: String,
     /// Refusals in a session since its last delivery, the MTA's own among them, beyond which no
@@ -131,14 +135,6 @@ impl Server {
         if url.len() > LONGEST_URL || !url.chars().all(|c| c.is_ascii_graphic()) {
             let message = format!("expected a URL of at most {LONGEST_URL} ASCII characters");
             complaints.push(Complaint::error("help_url", message));
-        }
-        let is_name = |name: &String| {
-            let name = domain::canonical(name);
-            name == "localhost" || domain::is_qualified(&name)
-        };
-        if let Some(name) = self.own_names.iter().find(|name| !is_name(name)) {
-            let message = format!("expected names of domains, not {name:?}");
-            complaints.push(Complaint::error("own_names", message));
         }
         let delimits = |c: char| c.is_ascii_punctuation() && !matches!(c, '@' | '"' | '.');
         if !self.recipient_delimiter.chars().all(delimits) {
@@ -355,7 +351,7 @@ impl Settings {
         });
         let client = reader.section(&mut root, "client", ClientParams::check);
         let access = reader.section(&mut root, "access", |params: &access::Params| {
-            access::Access::new(params, |path| fs::read_to_string(path)).err().unwrap_or_default()
+            access::Access::new(params, list_text).err().unwrap_or_default()
         });
         let listeners = listen.clone().filter(|listen| !listen.is_empty());
         let listeners = listeners.unwrap_or_else(|| vec![listen::Params::default()]);
@@ -372,7 +368,7 @@ impl Settings {
         let behaviour = reader.section(&mut root, "behaviour", behaviour::Params::check);
         let load = reader.section(&mut root, "load", load::Load::check);
         let maintenance = reader.section(&mut root, "maintenance", |m: &load::Maintenance| {
-            let lists = Lists::of("allow", &m.allow, |path| fs::read_to_string(path));
+            let lists = Lists::of("allow", &m.allow, list_text);
             let mut complaints = lists.err().unwrap_or_default();
             complaints.extend(m.check());
             complaints
@@ -428,16 +424,14 @@ impl Settings {
                     &self.server.recipient_delimiter,
                 ),
                 client: self.client.clone(),
-                access: access::Access::new(&self.access, |path| fs::read_to_string(path))?,
+                access: access::Access::new(&self.access, list_text)?,
                 limits: &self.limit,
                 greylist: &self.greylist,
                 behaviour: &self.behaviour,
                 load: self.load.params(),
                 maintenance: maintenance::Params {
                     until: self.maintenance.until.as_option().copied(),
-                    allow: Lists::of("allow", &self.maintenance.allow, |path| {
-                        fs::read_to_string(path)
-                    })?,
+                    allow: Lists::of("allow", &self.maintenance.allow, list_text)?,
                     reply: Arc::new(self.maintenance.reply.clone()),
                 },
             },
@@ -459,6 +453,22 @@ impl Settings {
         .filter_map(|(what, differs)| differs.then_some(what))
         .collect()
     }
+}
+
+/// The text of a list that settings name. Only a regular file is read: a pipe would keep us waiting.
+fn list_text(path: &Path) -> io::Result<String> {
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).map_err(io::Error::other)?;
+    let mut file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "expected a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    String::from_utf8(bytes).map_err(|error| {
+        let good = error.utf8_error().valid_up_to();
+        let line = error.as_bytes()[..good].iter().filter(|byte| **byte == b'\n').count() + 1;
+        io::Error::new(ErrorKind::InvalidData, format!("line {line}: expected UTF-8"))
+    })
 }
 
 /// What makes no sense of a limit beside those before it.

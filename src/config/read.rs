@@ -3,15 +3,17 @@
 //! serde stops at its first error. So each section, and each entry of a list, is read by itself;
 //! and within one, the key that failed is taken out and the rest read again.
 
+use std::borrow::Cow;
 use std::fmt::{self, Display, Formatter};
 use std::ops::Range;
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use serde::de::DeserializeOwned;
 use toml::Spanned;
-use toml::de::{DeTable, DeValue, ValueDeserializer};
+use toml::de::{DeArray, DeTable, DeValue, ValueDeserializer};
 
-use crate::setting::{Complaint, Severity};
+use super::words::{did_you_mean, in_words};
+use crate::setting::{Complaint, Severity, Step};
 
 /// Something wrong in a settings file.
 #[derive(Clone, Debug)]
@@ -86,9 +88,10 @@ impl<'a> Reader<'a> {
     /// Complains about whatever no part has taken.
     pub fn nothing_left(&mut self, root: DeTable<'a>, known: &[&str]) {
         for key in root.keys() {
-            let expected = known.join(", ");
-            let message =
-                format!("unknown section `{}`, expected one of {expected}", key.get_ref());
+            let (name, expected) = (key.get_ref(), known.join(", "));
+            let meant = did_you_mean(name, known.iter().copied());
+            let expected = meant.unwrap_or_else(|| format!("expected one of {expected}"));
+            let message = format!("unknown section `{name}`: {expected}");
             self.note(Severity::Error, Some(key.span()), key.get_ref().to_string(), message);
         }
     }
@@ -111,8 +114,7 @@ impl<'a> Reader<'a> {
         // A value read in place of a mistake would draw complaints of its own.
         if clean {
             for complaint in check(&read) {
-                let span = key_of(&whole, |key, _| key.get_ref() == complaint.key)
-                    .map_or_else(|| whole.span(), |(_, span)| span);
+                let span = place_of(&whole, &complaint);
                 let key = format!("{place}.{}", complaint.key);
                 self.note(complaint.severity, Some(span), key, complaint.message);
             }
@@ -120,7 +122,7 @@ impl<'a> Reader<'a> {
         Some(read)
     }
 
-    /// Reads a value without the keys that cannot be read; whether none had to be left out.
+    /// Reads a value without what cannot be read in it; whether nothing had to be left out.
     fn read<T: DeserializeOwned>(
         &mut self,
         mut value: Spanned<DeValue<'a>>,
@@ -132,27 +134,38 @@ impl<'a> Reader<'a> {
                 Ok(read) => return (Some(read), left_out.is_empty()),
                 Err(error) => error,
             };
-            let missing = |key: &String| error.message() == format!("missing field `{key}`");
-            if left_out.iter().any(missing) {
-                return (None, false);
+            let span = error.span().unwrap_or_else(|| value.span());
+            // serde tells the place of a list, and not that of the entry.
+            let bad = bad_entries::<T>(&value, &span);
+            if !bad.is_empty() {
+                let key = key_at(&value, &span).unwrap_or_default();
+                for (at, message) in &bad {
+                    let text = self.text.get(at.clone()).unwrap_or_default();
+                    let (key, message) = (format!("{place}.{key}"), in_words(message, text));
+                    self.note(Severity::Error, Some(at.clone()), key, message);
+                }
+                if let Some(entries) = list_at(&mut value, &span) {
+                    let good = |entry: &Spanned<_>| bad.iter().all(|(at, _)| *at != entry.span());
+                    let all = std::mem::replace(entries, DeArray::new()).into_iter();
+                    *entries = all.filter(good).collect();
+                }
+                left_out.push(String::new());
+                continue;
             }
-            let at = error.span();
-            let holds = |inner: &Range<usize>, outer: &Range<usize>| {
-                outer.start <= inner.start && inner.end <= outer.end
-            };
-            let culprit = at.as_ref().and_then(|at| {
-                key_of(&value, |key, value| holds(at, &key.span()) || holds(at, &value.span()))
-            });
-            let key =
-                culprit.as_ref().map_or(place.to_owned(), |(key, _)| format!("{place}.{key}"));
-            let message = error.message().trim_end().replace('\n', "; ");
-            let span = at.unwrap_or_else(|| value.span());
-            self.note(Severity::Error, Some(span), key, message);
-            let (DeValue::Table(table), Some((key, _))) = (value.get_mut(), culprit) else {
-                return (None, false);
-            };
-            table.remove(key.as_str());
-            left_out.push(key);
+            let missing = |key: &String| error.message() == format!("missing field `{key}`");
+            // It is missing because it was left out: what it belongs to goes too, and in silence.
+            let told = left_out.iter().any(missing);
+            if !told {
+                let key = key_at(&value, &span);
+                let key = key.map_or(place.to_owned(), |key| format!("{place}.{key}"));
+                let text = self.text.get(span.clone()).unwrap_or_default();
+                let message = in_words(error.message(), text);
+                self.note(Severity::Error, Some(span.clone()), key, message);
+            }
+            match cut(&mut value, &span) {
+                Some(what) => left_out.push(what),
+                None => return (None, false),
+            }
         }
     }
 
@@ -167,14 +180,115 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The first key of a table that `is` the one, and the place of its value.
-fn key_of(
+/// The entries of the list at this place that cannot be read, each with its own place and why.
+fn bad_entries<T: DeserializeOwned>(
     value: &Spanned<DeValue<'_>>,
-    is: impl Fn(&Spanned<std::borrow::Cow<'_, str>>, &Spanned<DeValue<'_>>) -> bool,
-) -> Option<(String, Range<usize>)> {
-    let table = value.get_ref().as_table()?;
-    let (key, value) = table.iter().find(|(key, value)| is(key, value))?;
-    Some((key.get_ref().to_string(), value.span()))
+    at: &Range<usize>,
+) -> Vec<(Range<usize>, String)> {
+    let mut probe = value.clone();
+    let Some(all) = list_at(&mut probe, at).map(|list| list.clone()) else { return Vec::new() };
+    let mut bad = Vec::new();
+    for entry in all {
+        let place = entry.span();
+        let Some(list) = list_at(&mut probe, at) else { break };
+        *list = std::iter::once(entry).collect();
+        match T::deserialize(ValueDeserializer::from(probe.clone())) {
+            Err(error) if error.span().is_some_and(|span| span == *at) => {
+                bad.push((place, error.message().to_owned()));
+            }
+            _ => {}
+        }
+    }
+    bad
+}
+
+/// The list whose place this is.
+fn list_at<'v, 'i>(
+    value: &'v mut Spanned<DeValue<'i>>,
+    at: &Range<usize>,
+) -> Option<&'v mut DeArray<'i>> {
+    let here = value.span() == *at;
+    match value.get_mut() {
+        DeValue::Array(entries) => match here {
+            true => Some(entries),
+            false => entries.as_mut().iter_mut().find_map(|inner| list_at(inner, at)),
+        },
+        DeValue::Table(table) => table.iter_mut().find_map(|(_, inner)| list_at(inner, at)),
+        _ => None,
+    }
+}
+
+fn holds(outer: &Range<usize>, inner: &Range<usize>) -> bool {
+    outer.start <= inner.start && inner.end <= outer.end
+}
+
+/// Whether a place lies in a value. The place of a table that is written as `[name]` is only that
+/// line.
+fn covers(value: &Spanned<DeValue<'_>>, at: &Range<usize>) -> bool {
+    holds(&value.span(), at)
+        || match value.get_ref() {
+            DeValue::Table(table) => table.iter().any(|(key, value)| is_of(key, value, at)),
+            DeValue::Array(entries) => entries.iter().any(|entry| covers(entry, at)),
+            _ => false,
+        }
+}
+
+/// Whether a place belongs to an entry of a table.
+fn is_of(key: &Spanned<Cow<'_, str>>, value: &Spanned<DeValue<'_>>, at: &Range<usize>) -> bool {
+    holds(&key.span(), at) || covers(value, at)
+}
+
+/// The key of a table that a place belongs to.
+fn key_at(value: &Spanned<DeValue<'_>>, at: &Range<usize>) -> Option<String> {
+    let mut entries = value.get_ref().as_table()?.iter();
+    entries.find(|(key, value)| is_of(key, value, at)).map(|(key, _)| key.get_ref().to_string())
+}
+
+/// Takes out the innermost key or entry of a list that a place belongs to, and says what it was; not
+/// the value itself.
+fn cut(value: &mut Spanned<DeValue<'_>>, at: &Range<usize>) -> Option<String> {
+    match value.get_mut() {
+        DeValue::Table(table) => {
+            let (key, inner) = table.iter_mut().find(|(key, value)| is_of(key, value, at))?;
+            let (name, here) = (key.get_ref().to_string(), inner.span() == *at);
+            match (!here).then(|| cut(inner, at)).flatten() {
+                Some(what) => Some(what),
+                None => table.remove(name.as_str()).map(|_| name),
+            }
+        }
+        DeValue::Array(entries) => {
+            let place = entries.iter().position(|entry| covers(entry, at))?;
+            let here = entries[place].span() == *at;
+            match (!here).then(|| cut(&mut entries.as_mut()[place], at)).flatten() {
+                Some(what) => Some(what),
+                None => {
+                    let mut number = 0..;
+                    let others = std::mem::replace(entries, DeArray::new()).into_iter();
+                    *entries = others.filter(|_| number.next() != Some(place)).collect();
+                    Some(String::new())
+                }
+            }
+        }
+        _ => None,
+    }
+}
+
+/// Where the value is that a complaint is about; as near as it can be found.
+fn place_of(whole: &Spanned<DeValue<'_>>, complaint: &Complaint) -> Range<usize> {
+    let mut at = whole;
+    let steps = std::iter::once(Step::Key(complaint.key)).chain(complaint.within.iter().copied());
+    for step in steps {
+        let inner = match (at.get_ref(), step) {
+            (DeValue::Table(table), Step::Key(key)) => table.get(key),
+            (DeValue::Array(entries), Step::Entry(number)) => entries.get(number),
+            _ => None,
+        };
+        match inner {
+            Some(inner) => at = inner,
+            None => break,
+        }
+    }
+    at.span()
 }
 
 /// What is wrong in one file.

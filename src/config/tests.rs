@@ -44,12 +44,12 @@ mode = "on"
 "#;
     let expected = [
         ("3:9", "server.grace", r#"expected a time such as "500ms", "30s""#),
-        ("4:1", "server.hostnam", "unknown field `hostnam`, expected one of `hostname`"),
+        ("4:1", "server.hostnam", "unknown key `hostnam`: did you mean `hostname`?"),
         ("10:7", "limit[1].max", "messages take `quota`, not `max`"),
-        ("14:9", "limit[2].count", "unknown variant `byte`, expected one of `sessions`"),
+        ("14:9", "limit[2].count", "unknown word `byte`: did you mean `bytes`?"),
         ("15:9", "limit[2].quota", r#"expected a quota such as "60/1m""#),
-        ("20:8", "greylist.mode", "unknown variant `on`, expected one of `enforce`, `shadow`"),
-        ("22:2", "greylst", "unknown section `greylst`, expected one of server, listen"),
+        ("20:8", "greylist.mode", "unknown word `on`, expected enforce, shadow or off"),
+        ("22:2", "greylst", "unknown section `greylst`: did you mean `greylist`?"),
     ];
     let found = mistakes(text);
     assert_eq!(found.len(), expected.len(), "{found:#?}");

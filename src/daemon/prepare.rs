@@ -12,7 +12,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{Control, Named, Settings, State};
 use crate::engine::Engine;
 use crate::front::address::Address;
-use crate::front::listener::Bound;
+use crate::front::listener::{Bound, Stack};
 use crate::front::passed::Passed;
 use crate::front::socket_file::SocketFile;
 use crate::front::{control, http, listen};
@@ -114,7 +114,7 @@ fn bind(
     let mut sockets = Vec::new();
     for (listen, given) in settings.listen.iter().zip(given) {
         let passed = given.is_some();
-        let bound = given.map_or_else(|| listen.bind(), Ok).map_err(|error| {
+        let bound = given.map_or_else(|| listen.bind(&settings.listen), Ok).map_err(|error| {
             let address = listen.door().listener.to_string();
             Trouble::Socket(address, error)
         })?;
@@ -151,7 +151,7 @@ fn bind_control(
 ) -> Result<Option<control::Socket>, Trouble> {
     let OrNone::Some(socket) = control.socket.clone() else { return Ok(None) };
     let path = socket.path();
-    let bound = Bound::bind(&Address::Unix(path.into()), &control.ownership());
+    let bound = Bound::bind(&Address::Unix(path.into()), Stack::Both, &control.ownership());
     match bound.and_then(|bound| control::Socket::new(bound, path)) {
         Ok(socket) => Ok(Some(socket)),
         Err(error) if !named.socket => {

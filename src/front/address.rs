@@ -8,6 +8,9 @@ use std::str::FromStr;
 
 use crate::setting::{Expected, as_text};
 
+/// The longest path that the kernel takes for a unix socket, in bytes (unix(7), `sun_path`).
+const LONGEST_PATH: usize = 107;
+
 /// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
@@ -32,6 +35,10 @@ impl FromStr for Address {
                 let fits = kind == "inet" || address.is_ipv6();
                 fits.then_some(Self::Inet(address)).ok_or_else(expected)
             }
+            "unix" if rest.len() > LONGEST_PATH => Err(Expected::new(format!(
+                "a path of at most {LONGEST_PATH} bytes for a unix socket, not of {}",
+                rest.len()
+            ))),
             "unix" if rest.starts_with('/') => Ok(Self::Unix(rest.into())),
             _ => Err(expected()),
         }
@@ -72,6 +79,7 @@ impl FromStr for UnixPath {
     fn from_str(text: &str) -> Result<Self, Expected> {
         match text.parse() {
             Ok(Address::Unix(path)) => Ok(Self(path)),
+            Err(too_long) if text.len() > LONGEST_PATH => Err(too_long),
             Ok(Address::Inet(_)) | Err(_) => {
                 Err(Expected::new(format!("a unix socket such as \"unix:/path\", not {text:?}")))
             }
@@ -97,6 +105,10 @@ mod tests {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
         assert_eq!("inet:[::1]:25".parse::<Address>().unwrap().to_string(), "inet6:[::1]:25");
+        let long = format!("unix:/{}", "a".repeat(107));
+        assert!(long.parse::<Address>().unwrap_err().0.contains("at most 107 bytes"));
+        assert!(long.parse::<UnixPath>().unwrap_err().0.contains("at most 107 bytes"));
+        assert!(long[..long.len() - 1].parse::<Address>().is_ok());
         for text in
             ["127.0.0.1:7421", "inet:7421", "inet6:127.0.0.1:1", "inet:127.0.0.1:99999", "unix:x"]
         {

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::address::Address;
-use super::listener::Bound;
+use super::listener::{Bound, Stack};
 use super::socket_file::Ownership;
 use crate::engine::{Door, Speak};
 use crate::policy::signal::Ends;
@@ -119,13 +119,21 @@ impl Params {
         complaints
     }
 
-    /// Binds the socket.
-    pub fn bind(&self) -> io::Result<Bound> {
+    /// Binds the socket, beside these other listeners.
+    pub fn bind(&self, others: &[Self]) -> io::Result<Bound> {
         let ownership = Ownership::new(&self.socket_owner, &self.socket_group, self.socket_mode);
         let Some((address, _)) = self.address() else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "no address"));
         };
-        Bound::bind(address, &ownership)
+        let is_ipv4 = |other: &Self| match (address, other.address()) {
+            (Address::Inet(this), Some((Address::Inet(other), _))) => {
+                other.is_ipv4() && other.port() == this.port()
+            }
+            _ => false,
+        };
+        // `inet6:[::]` takes the port for IPv4 too, unless another listener has it.
+        let stack = if others.iter().any(is_ipv4) { Stack::Ipv6Only } else { Stack::Both };
+        Bound::bind(address, stack, &ownership)
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net as unix;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::Mode;
-use rustix::net::{self, sockopt};
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -33,13 +34,22 @@ pub enum Bound {
     Unix(unix::UnixListener),
 }
 
+/// What a listener on an IPv6 address takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stack {
+    /// IPv4 connections to the port too, where the address is `::`.
+    Both,
+    /// IPv6 connections only.
+    Ipv6Only,
+}
+
 impl Bound {
     /// Binds an address. The socket file of a daemon that is gone is replaced; that of one that
     /// still answers is an error.
-    pub fn bind(address: &Address, ownership: &Ownership) -> io::Result<Self> {
+    pub fn bind(address: &Address, stack: Stack, ownership: &Ownership) -> io::Result<Self> {
         match address {
             Address::Inet(address) => {
-                let listener = std::net::TcpListener::bind(address)?;
+                let listener = bind_tcp(*address, stack)?;
                 // As long as the system allows; what is said a second time holds.
                 net::listen(&listener, i32::MAX)?;
                 Self::Inet(listener).prepared()
@@ -88,6 +98,19 @@ impl Bound {
             Self::Unix(listener) => Self::Unix(listener.try_clone()?),
         })
     }
+}
+
+fn bind_tcp(address: SocketAddr, stack: Stack) -> io::Result<std::net::TcpListener> {
+    if stack == Stack::Both || address.is_ipv4() {
+        return std::net::TcpListener::bind(address);
+    }
+    let flags = SocketFlags::CLOEXEC;
+    let socket = net::socket_with(AddressFamily::INET6, SocketType::STREAM, flags, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    sockopt::set_ipv6_v6only(&socket, true)?;
+    net::bind(&socket, &address)?;
+    net::listen(&socket, i32::MAX)?;
+    Ok(socket.into())
 }
 
 impl AsFd for Bound {
@@ -211,9 +234,9 @@ mod tests {
     use super::*;
     use std::net::TcpStream;
 
-    fn bound() -> (std::net::TcpListener, std::net::SocketAddr) {
-        let address = Address::Inet(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
-        match Bound::bind(&address, &Ownership::default()).unwrap() {
+    fn bound() -> (std::net::TcpListener, SocketAddr) {
+        let address = Address::Inet(SocketAddr::from(([127, 0, 0, 1], 0)));
+        match Bound::bind(&address, Stack::Both, &Ownership::default()).unwrap() {
             Bound::Inet(listener) => {
                 let at = listener.local_addr().unwrap();
                 (listener, at)
@@ -246,5 +269,18 @@ mod tests {
         let connect = |_| TcpStream::connect_timeout(&at, soon).expect("there is room to wait");
         let waiting: Vec<_> = (0..400).map(connect).collect();
         assert_eq!(waiting.len(), 400);
+    }
+
+    #[test]
+    fn one_port_is_two_listeners_where_one_is_for_ipv4() {
+        let free = std::net::TcpListener::bind(("0.0.0.0", 0)).unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let listen = |address: String| crate::front::listen::Params {
+            milter: Some(address.parse().unwrap()),
+            ..Default::default()
+        };
+        let both = [format!("inet6:[::]:{port}"), format!("inet:0.0.0.0:{port}")].map(listen);
+        let _bound: Vec<_> = both.iter().map(|one| one.bind(&both).unwrap()).collect();
     }
 }

@@ -18,10 +18,10 @@ use super::decision::{Decision, Exemption, Refusal, Requirement, Why};
 use super::signal::{Context, Ledger, Round, Signal};
 use super::standing::Standing;
 use crate::meter::units::Span;
-use crate::setting::{Complaint, Expected, Mode, as_text};
+use crate::setting::{Complaint, Expected, Mode, Step, as_text};
 use crate::smtp::address::{Address, Destination, folded};
 use crate::smtp::client::Client;
-use crate::smtp::domain;
+use crate::smtp::domain::Domain;
 use crate::smtp::event::Event;
 use crate::smtp::template::Template;
 
@@ -49,7 +49,7 @@ pub struct Params {
 #[serde(deny_unknown_fields)]
 pub struct Require {
     /// The domain that asks.
-    pub recipient_domain: String,
+    pub recipient_domain: Domain,
     /// Whether the session must be encrypted.
     #[serde(default)]
     pub tls: bool,
@@ -90,17 +90,30 @@ impl FromStr for Entry {
         if let Some(path) = text.strip_prefix("file:") {
             return Ok(Self::File(path.into()));
         }
-        if let Some(name) = text.strip_prefix('.').filter(|name| !name.is_empty()) {
-            return Ok(Self::Suffix(name.trim_end_matches('.').to_ascii_lowercase().into()));
+        if let Some(name) = text.strip_prefix('.').and_then(|name| name.parse::<Domain>().ok()) {
+            return Ok(Self::Suffix(name.as_str().into()));
         }
         let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-        network.map(|network| Self::Network(network.trunc())).map_err(|_| {
-            let mut expected =
-                r#"a network such as "192.0.2.0/24", a name suffix such as "#.to_owned();
-            expected += r#"".example.org", or "file:/path"; not "#;
-            Expected::new(format!("{expected}{text:?}"))
-        })
+        match network.map(|network| network.trunc()) {
+            Ok(IpNet::V6(mapped)) if let Some(ipv4) = unmapped(mapped) => Err(Expected::new(
+                format!("an IPv4 network as such, {ipv4}: no client has an address in {text}"),
+            )),
+            Ok(network) => Ok(Self::Network(network)),
+            Err(_) => {
+                let mut expected =
+                    r#"a network such as "192.0.2.0/24", a name suffix such as "#.to_owned();
+                expected += r#"".example.org", or "file:/path"; not "#;
+                Err(Expected::new(format!("{expected}{text:?}")))
+            }
+        }
     }
+}
+
+/// The IPv4 network that this one stands for, if it lies in `::ffff:0:0/96`: such clients count by
+/// their IPv4 address.
+fn unmapped(network: Ipv6Net) -> Option<Ipv4Net> {
+    let bits = network.prefix_len().checked_sub(96)?;
+    Ipv4Net::new(network.addr().to_ipv4_mapped()?, bits).ok()
 }
 
 impl Display for Entry {
@@ -185,19 +198,23 @@ impl Access {
         {
             complaints.extend(access.clients.add_all(key, list, listed, &read));
         }
-        for require in &params.require {
+        complaints.extend(params.exempt_recipients.iter().enumerate().filter_map(can_be_nobody));
+        for (number, require) in params.require.iter().enumerate() {
             let mut lists = Lists::default();
-            complaints.extend(lists.add_all("require", &require.clients, Listed::Allowed, &read));
-            let domain: Box<str> = domain::canonical(&require.recipient_domain).into();
+            let wrong = lists.add_all("require", &require.clients, Listed::Allowed, &read);
+            let place = [Step::Entry(number), Step::Key("clients")];
+            complaints.extend(wrong.into_iter().map(|complaint| complaint.at(place)));
+            let domain: Box<str> = require.recipient_domain.as_str().into();
             if !require.tls && require.clients.is_empty() {
                 let message = format!("expected `tls = true` or `clients` for {domain}");
-                complaints.push(Complaint::error("require", message));
+                complaints.push(Complaint::error("require", message).at([Step::Entry(number)]));
             }
             let clients = (!require.clients.is_empty()).then_some(lists);
             let required = Required { tls: require.tls, clients };
             if access.required.insert(domain, required).is_some() {
                 let message = format!("expected {} only once", require.recipient_domain);
-                complaints.push(Complaint::error("require", message));
+                let place = [Step::Entry(number), Step::Key("recipient_domain")];
+                complaints.push(Complaint::error("require", message).at(place));
             }
         }
         if complaints.is_empty() { Ok(access) } else { Err(complaints) }
@@ -231,6 +248,22 @@ impl Access {
         let mut asking = self.required.iter().filter(|(domain, _)| asks(domain));
         asking.find_map(|(domain, required)| Some((required.lacks(cx.client)?, &**domain)))
     }
+}
+
+/// Why no recipient can ever be this exempt one.
+fn can_be_nobody((number, text): (usize, &String)) -> Option<Complaint> {
+    let (local, domain) = match text.rsplit_once('@') {
+        Some((local, domain)) => (local, Some(domain)),
+        None => (text.as_str(), None),
+    };
+    let odd = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '<' | '>' | '*');
+    let possible = !local.is_empty() && !local.contains(odd);
+    let at_a_domain = domain.is_none_or(|domain| domain.parse::<Domain>().is_ok());
+    let expected = r#"a local part such as "postmaster", or a whole address"#;
+    (!possible || !at_a_domain).then(|| {
+        let message = format!("expected {expected}, not {text:?}, which no recipient can be");
+        Complaint::error("exempt_recipients", message).at([Step::Entry(number)])
+    })
 }
 
 impl Required {
@@ -267,16 +300,23 @@ impl Lists {
         listed: Listed,
         read: &impl Fn(&Path) -> std::io::Result<String>,
     ) -> Vec<Complaint> {
-        let add = |entry| self.add(entry, listed, read).err();
-        list.iter().filter_map(add).map(|message| Complaint::error(key, message)).collect()
+        let mut complaints = Vec::new();
+        for (number, entry) in list.iter().enumerate() {
+            let wrong = self.add(entry, listed, read);
+            let complaint = |what| Complaint::error(key, what).at([Step::Entry(number)]);
+            complaints.extend(wrong.into_iter().map(complaint));
+        }
+        complaints
     }
 
+    /// Adds an entry, and says what is wrong with it: with a file, perhaps more than one thing.
     fn add(
         &mut self,
         entry: &Entry,
         listed: Listed,
         read: &impl Fn(&Path) -> std::io::Result<String>,
-    ) -> Result<(), String> {
+    ) -> Vec<String> {
+        let mut wrong = Vec::new();
         match entry {
             Entry::Network(IpNet::V4(network)) => {
                 self.ipv4.insert(*network, listed);
@@ -289,7 +329,10 @@ impl Lists {
             }
             Entry::File(path) => {
                 let shown = path.display();
-                let text = read(path).map_err(|error| format!("{shown}: {error}"))?;
+                let text = match read(path) {
+                    Ok(text) => text,
+                    Err(error) => return vec![format!("{shown}: {error}")],
+                };
                 for (number, line) in (1..).zip(text.lines()) {
                     let line = line.split('#').next().unwrap_or_default().trim();
                     if line.is_empty() {
@@ -297,15 +340,15 @@ impl Lists {
                     }
                     match line.parse::<Entry>() {
                         Ok(Entry::File(_)) => {
-                            return Err(format!("{shown}:{number}: a list cannot name a file"));
+                            wrong.push(format!("{shown}:{number}: a list cannot name a file"));
                         }
-                        Ok(entry) => self.add(&entry, listed, read)?,
-                        Err(expected) => return Err(format!("{shown}:{number}: {expected}")),
+                        Ok(entry) => wrong.extend(self.add(&entry, listed, read)),
+                        Err(expected) => wrong.push(format!("{shown}:{number}: {expected}")),
                     }
                 }
             }
         }
-        Ok(())
+        wrong
     }
 
     fn find(&self, client: &Client) -> Option<(Listed, Entry)> {

@@ -25,7 +25,7 @@ use crate::meter::table::{Kept, Size, Table};
 use crate::meter::units::Span;
 use crate::setting::{Complaint, Mode};
 use crate::smtp::address::Address;
-use crate::smtp::domain;
+use crate::smtp::domain::Domain;
 use crate::smtp::event::{Event, Fate};
 use crate::smtp::reply::Action;
 use crate::smtp::template::Template;
@@ -52,7 +52,7 @@ pub struct Params {
     /// IPv6 /48 together eight times as many.
     pub max_pending_per_network: NonZeroU32,
     /// Recipient domains that do not want it.
-    pub exempt_recipient_domains: Vec<String>,
+    pub exempt_recipient_domains: Vec<Domain>,
     /// What is said; with 421 it is said at DATA, when every triplet has been seen.
     pub reply: Template,
 }
@@ -183,7 +183,7 @@ impl Memory {
             exempt_domains: params
                 .exempt_recipient_domains
                 .iter()
-                .map(|name| domain::canonical(name).into())
+                .map(|name| name.as_str().into())
                 .collect(),
             template: Arc::new(params.reply.clone()),
             triplets: self.secret.key("triplet").finish(),

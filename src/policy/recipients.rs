@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 
 use crate::smtp::address::{Address, Destination, folded};
-use crate::smtp::domain;
+use crate::smtp::domain::{self, Domain};
 
 /// What `[server]` says of recipients.
 #[derive(Clone, Debug, Default)]
@@ -23,8 +23,8 @@ pub struct Recipients {
 impl Recipients {
     /// Of a host of this name, with these names that are delivered locally; none where they are not
     /// known.
-    pub fn new(host: &str, own: &[String], delimiters: &str) -> Self {
-        let own: Vec<Box<str>> = own.iter().map(|name| domain::canonical(name).into()).collect();
+    pub fn new(host: &str, own: &[Domain], delimiters: &str) -> Self {
+        let own: Vec<Box<str>> = own.iter().map(|name| name.as_str().into()).collect();
         let here = own.first().cloned().unwrap_or_else(|| domain::canonical(host).into());
         Self { own, here, delimiters: delimiters.into() }
     }
@@ -109,7 +109,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn recipients(own: &[&str]) -> Recipients {
-        let own: Vec<_> = own.iter().map(|name| (*name).to_owned()).collect();
+        let own: Vec<_> = own.iter().map(|name| name.parse().unwrap()).collect();
         Recipients::new("mx.example.org", &own, "+-")
     }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::signal::Context;
 use super::standing::Standing;
 use crate::smtp::address::Address;
-use crate::smtp::domain;
+use crate::smtp::domain::Domain;
 use crate::smtp::event::Kind;
 use crate::smtp::pool::NameKind;
 
@@ -37,10 +37,10 @@ pub struct When {
     pub authenticated: Option<bool>,
     /// The sender's domain is one of these. Known from MAIL on.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub sender_domain: Option<Vec<String>>,
+    pub sender_domain: Option<Vec<Domain>>,
     /// The recipient's domain is one of these, or cannot be told from its spelling. Known at RCPT.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub recipient_domain: Option<Vec<String>>,
+    pub recipient_domain: Option<Vec<Domain>>,
     /// What the client is called. While its name cannot be looked up, it is none of these.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<Vec<NameKind>>,
@@ -66,12 +66,12 @@ impl When {
 
     /// Whether the rule applies to this event.
     pub fn holds(&self, cx: &Context<'_>) -> bool {
-        let is_domain = |domains: &Vec<String>, sender: &Address| {
-            domains.iter().any(|d| domain::canonical(d) == sender.domain())
+        let is_domain = |domains: &Vec<Domain>, sender: &Address| {
+            domains.iter().any(|domain| domain.as_str() == sender.domain())
         };
-        let may_be_at = |domains: &Vec<String>, recipient: &Address| {
+        let may_be_at = |domains: &Vec<Domain>, recipient: &Address| {
             let recipients = cx.policy.recipients();
-            domains.iter().any(|d| recipients.may_be_at(recipient, &domain::canonical(d)))
+            domains.iter().any(|domain| recipients.may_be_at(recipient, domain.as_str()))
         };
         let within = |networks: &Vec<IpNet>, address: IpAddr| {
             networks.iter().any(|network| network.contains(&address))

@@ -2,9 +2,13 @@
 //! (RFC 5890, mapped as UTS 46 says), without the dot at the end.
 
 use std::borrow::Cow;
+use std::fmt::{self, Display, Formatter};
+use std::str::FromStr;
 
 use idna::AsciiDenyList;
 use idna::uts46::{DnsLength, Hyphens, Uts46};
+
+use crate::setting::{Expected, as_text};
 
 /// The longest name in DNS as text, in bytes (RFC 1035 section 2.3.4). A longer one is no name.
 const LONGEST: usize = 253;
@@ -23,6 +27,46 @@ pub fn canonical(name: &str) -> Cow<'_, str> {
     };
     ascii.unwrap_or_else(|| Cow::Owned(name.to_ascii_lowercase()))
 }
+
+/// A domain as it is written in settings: a name that mail can be addressed to, in the form in which
+/// names are compared. What could never match (`.bank.example`, `@bank.example`, `*.bank.example`) is
+/// none.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Domain(Box<str>);
+
+impl Domain {
+    /// The name, in the form of [`canonical`].
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Domain {
+    type Err = Expected;
+
+    fn from_str(text: &str) -> Result<Self, Expected> {
+        let name = canonical(text);
+        // A single label is one of the host's own network.
+        if is_qualified(&name) || is_qualified(&format!("{name}.example")) {
+            return Ok(Self(name.into()));
+        }
+        let meant = text.trim_start_matches(['*', '.', '@', ' ']).trim_end();
+        let meant = match meant != text && is_qualified(&canonical(meant)) {
+            true => format!(": did you mean {:?}?", canonical(meant)),
+            false => String::new(),
+        };
+        let expected = r#"the name of a domain, such as "example.org""#;
+        Err(Expected::new(format!("{expected}, not {text:?}, which no address can have{meant}")))
+    }
+}
+
+impl Display for Domain {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+as_text!(Domain);
 
 /// Whether a canonical name is one of the Internet: labels of letters, digits, `-` and `_`, two at
 /// least, the last one no number. A single label may become another name, since MTAs complete it,
@@ -84,6 +128,19 @@ mod tests {
                 assert_eq!(canonical(spelling), name, "{spelling}");
             }
             assert_eq!(canonical(name), name);
+        }
+    }
+
+    #[test]
+    fn a_domain_in_settings_is_one_that_an_address_can_have() {
+        for (text, name) in [("Bank.Example.", "bank.example"), ("localhost", "localhost")] {
+            assert_eq!(text.parse::<Domain>().unwrap().as_str(), name);
+        }
+        for text in [".bank.example", "@bank.example", "*.bank.example", "bank .example", "", "*"] {
+            let why = text.parse::<Domain>().expect_err(text).to_string();
+            assert!(why.starts_with("expected the name of a domain"), "{why}");
+            let near = text.len() > 2 && !text.contains(' ');
+            assert_eq!(why.contains(r#"did you mean "bank.example"?"#), near, "{why}");
         }
     }
 

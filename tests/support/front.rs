@@ -52,7 +52,7 @@ impl Front {
         let clock = Arc::new(ManualClock::at(Time::from_secs(1_800_000_000)));
         let engine = Engine::new(Box::new(clock.clone()), memory, policy);
         let listen = settings.listen[0].clone();
-        let bound = listen.bind().expect("an address to listen on");
+        let bound = listen.bind(&[]).expect("an address to listen on");
         let endpoint = match &bound {
             Bound::Inet(listener) => format!("inet:{}", listener.local_addr().unwrap()),
             Bound::Unix(_) => endpoint.to_owned(),
