@@ -289,7 +289,7 @@ impl Lists {
     }
 
     /// Whether a client is named.
-    pub(super) fn names(&self, client: &Client) -> bool {
+    pub fn names(&self, client: &Client) -> bool {
         self.find(client).is_some()
     }
 

@@ -69,13 +69,6 @@ impl Installed {
 }
 
 impl Service {
-    /// A port where people log in.
-    pub(super) fn is_submission(&self) -> bool {
-        let service = self.name.split('/').next().unwrap_or_default();
-        let port = service.rsplit(':').next().unwrap_or_default();
-        matches!(port, "submission" | "submissions" | "smtps" | "587" | "465")
-    }
-
     /// It is told to ask none, as behind a content filter.
     pub(super) fn asks_no_milter(&self, main: &Installed) -> bool {
         let options = self.options.get("receive_override_options");

@@ -9,11 +9,14 @@ mod installed;
 mod knock;
 mod list;
 mod plan;
+mod service;
 mod tools;
 mod undo;
 
 use std::fmt::{self, Display, Formatter};
+use std::fs;
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::path::Path;
 
 use self::installed::Installed;
@@ -23,6 +26,8 @@ use super::outcome::{error, unwritten};
 use crate::config::Settings;
 use crate::exit;
 use crate::front::address::Address;
+use crate::policy::access::Lists;
+use crate::smtp::client::Client;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +109,10 @@ pub fn postfix(
     err: &mut dyn Write,
 ) -> u8 {
     let doors = Doors::new(&settings.listen);
-    done(&doors, folder, wanted, out, err).map_or_else(
+    let lists = Lists::of("allow", &settings.access.allow, |path| fs::read_to_string(path));
+    // A list that cannot be read is told of by `check`.
+    let allows = |host| lists.as_ref().is_ok_and(|lists| lists.names(&Client::new(host)));
+    done(&doors, &allows, folder, wanted, out, err).map_or_else(
         |failed| match failed {
             Failed::Unheard(why) => unwritten(err, &why),
             failed => {
@@ -118,6 +126,7 @@ pub fn postfix(
 
 fn done(
     doors: &Doors,
+    allows: &dyn Fn(IpAddr) -> bool,
     folder: Option<&Path>,
     wanted: Wanted,
     out: &mut dyn Write,
@@ -136,7 +145,9 @@ fn done(
                         .into(),
                 ));
             }
-            Plan::set_up(&postfix, doors)
+            let mut plan = Plan::set_up(&postfix, doors);
+            plan.warn_of_filters(&postfix, allows);
+            plan
         }
         Wanted::Undone => Plan::taken_out(&postfix, doors),
     };

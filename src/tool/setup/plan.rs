@@ -3,6 +3,9 @@
 
 use super::installed::Installed;
 use super::list::{self, Kind, Own, words};
+use super::service::filters_elsewhere;
+use std::net::IpAddr;
+
 use crate::engine::Speak;
 use crate::front::address::Address;
 use crate::front::listen;
@@ -58,6 +61,9 @@ pub(super) const SUBMISSION: &str = "submission_milters";
 /// clients that are not our own. It gives nobody more than Postfix's own defaults do.
 pub(super) const BEFORE_US: &str = "permit_mynetworks, permit_sasl_authenticated, \
                                     reject_unauth_destination, reject_unlisted_recipient";
+
+/// Refuses recipients that do not exist, as Postfix does at the end of the list by itself.
+pub(super) const UNLISTED: &str = "reject_unlisted_recipient";
 
 /// One of these must stand in a list, or Postfix serves nobody; or it would relay for everybody.
 const PROTECTING: [&str; 5] =
@@ -129,7 +135,52 @@ impl Plan {
             None if !doors.mx.is_empty() => plan.warn_of_submission(postfix),
             None => {}
         }
+        if postfix.expanded("smtpd_peername_lookup") == "no" {
+            plan.warnings.push(
+                "smtpd_peername_lookup = no: Postfix knows no client by its name. Mail systems are \
+                 told apart by their networks, and names on lists match nobody"
+                    .into(),
+            );
+        }
         plan
+    }
+
+    /// Mail that a content filter gives back was taken before: refused there, it would wait in our
+    /// own queue. Its port asks nobody, whatever main.cf says.
+    fn spare_what_comes_back(&mut self, postfix: &Installed, name: &str) {
+        for service in postfix.smtpd().filter(|service| service.takes_back(postfix)) {
+            let spared = name == MILTERS && service.asks_no_milter(postfix);
+            if spared || service.options.contains_key(name) {
+                continue;
+            }
+            self.remarks.push(format!(
+                "{} is where a content filter gives mail back: it asks postpone nothing",
+                service.name
+            ));
+            let ends = if name == RECIPIENT { "permit_mynetworks,reject" } else { "" };
+            self.services.push(Change {
+                name: format!("{}/{name}", service.name),
+                is: None,
+                becomes: Some(ends.to_owned()),
+            });
+        }
+    }
+
+    /// The same from another host, whose port we cannot tell from others.
+    pub(super) fn warn_of_filters(&mut self, postfix: &Installed, allows: &dyn Fn(IpAddr) -> bool) {
+        for host in filters_elsewhere(postfix) {
+            match host.parse() {
+                Ok(address) if allows(address) => {}
+                Ok(address) => self.warnings.push(format!(
+                    "a content filter on {address} gives mail back that Postfix has taken, and \
+                     postpone may refuse it: put \"{address}\" into [access] allow"
+                )),
+                Err(_) => self.warnings.push(format!(
+                    "a content filter on {host} gives mail back that Postfix has taken: see that \
+                     its address stands in [access] allow"
+                )),
+            }
+        }
     }
 
     fn ask_milter(&mut self, postfix: &Installed, doors: &Doors, address: &Address) {
@@ -146,6 +197,7 @@ impl Plan {
                 self.parameters.push(Change::of_main(postfix, MILTERS, Some(becomes)));
             }
         }
+        self.spare_what_comes_back(postfix, MILTERS);
         self.bear_refusals(postfix);
         self.remark_who_asks(postfix, MILTERS);
         self.warn_of_chroot(postfix, address);
@@ -205,6 +257,7 @@ impl Plan {
                     self.restrict(postfix, name, &entry);
                 }
             }
+            self.spare_what_comes_back(postfix, name);
             self.remark_who_asks(postfix, name);
         }
         let asked = self.parameters.iter().find(|change| change.name == RECIPIENT);
@@ -220,13 +273,19 @@ impl Plan {
     }
 
     /// Puts a check at the end of a restriction list, where those come whom Postfix would take.
-    fn restrict(&mut self, postfix: &Installed, name: &str, entry: &str) {
+    fn restrict(&mut self, postfix: &Installed, name: &str, asks: &str) {
         let list = postfix.raw(name);
+        // Postfix looks whether a recipient exists when the list is at its end: we would be asked
+        // about guesses.
+        let looks_late = name == RECIPIENT
+            && postfix.expanded("smtpd_reject_unlisted_recipient") == "yes"
+            && !postfix.expanded(name).contains(UNLISTED);
+        let entry = if looks_late { format!("{UNLISTED}, {asks}") } else { asks.to_owned() };
         let last = words(list).pop().map(|place| &list[place]);
         let becomes = match last {
-            None if name == RECIPIENT => list::appended(BEFORE_US, entry),
+            None if name == RECIPIENT => list::appended(BEFORE_US, asks),
             // Behind `permit` nobody would be asked. In front of it all are who come so far.
-            Some("permit") => list::put_before_last(list, entry),
+            Some("permit") => list::put_before_last(list, &entry),
             Some(word) if ENDING.contains(&word) => {
                 self.warnings.push(format!(
                     "{name} ends with {word}: whom it lets in has left it before. It is left to \
@@ -234,7 +293,7 @@ impl Plan {
                 ));
                 return;
             }
-            None | Some(_) => list::appended(list, entry),
+            None | Some(_) => list::appended(list, &entry),
         };
         self.parameters.push(Change::of_main(postfix, name, Some(becomes)));
     }
@@ -299,7 +358,8 @@ impl Plan {
         let free = written.is_empty() || ours.len() == words(written).len();
         let asks = |list: &str| !list::own(list, Kind::Milter, &places).is_empty();
         let mut defined = !written.is_empty();
-        let services: Vec<_> = postfix.smtpd().filter(|service| service.is_submission()).collect();
+        let services: Vec<_> =
+            postfix.smtpd().filter(|service| service.is_submission(postfix)).collect();
         for service in &services {
             let option = service.options.get(MILTERS);
             let effective = option.map_or(postfix.expanded(MILTERS), String::as_str);
@@ -345,7 +405,7 @@ impl Plan {
     }
 
     fn warn_of_submission(&mut self, postfix: &Installed) {
-        for service in postfix.smtpd().filter(|service| service.is_submission()) {
+        for service in postfix.smtpd().filter(|service| service.is_submission(postfix)) {
             if !service.options.contains_key(MILTERS) && !service.asks_no_milter(postfix) {
                 self.warnings.push(format!(
                     "{} asks postpone too, which judges users there at EHLO, before they can \
@@ -363,12 +423,14 @@ impl Plan {
             let list = match service {
                 service if service.options.contains_key(name) => &mut own,
                 service if name == MILTERS && service.asks_no_milter(postfix) => &mut never,
+                service if service.takes_back(postfix) => continue,
                 _ => &mut asking,
             };
             list.push(service.name.as_str());
         }
-        let submission =
-            |name: &&str| postfix.services.iter().any(|s| s.name == *name && s.is_submission());
+        let submission = |name: &&str| {
+            postfix.services.iter().any(|s| s.name == *name && s.is_submission(postfix))
+        };
         if asking.is_empty() {
             self.warnings.push(format!(
                 "no service of master.cf takes {name} from main.cf: none asks postpone"
@@ -376,7 +438,9 @@ impl Plan {
         } else {
             self.remarks.push(format!("{name} of main.cf holds for {}", asking.join(", ")));
         }
-        for name_of in own.iter().filter(|name| !submission(name)) {
+        let takes_back =
+            |name: &&str| postfix.smtpd().any(|s| s.name == *name && s.takes_back(postfix));
+        for name_of in own.iter().filter(|name| !submission(name) && !takes_back(name)) {
             self.warnings.push(format!(
                 "{name_of} has an -o {name} of its own in master.cf, and does not see that of \
                  main.cf"

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::installed::Installed;
-use super::list::{self, Kind, words};
+use super::list::{self, Kind, Own, words};
 use super::plan::{
     BEFORE_US, Change, Doors, END_OF_DATA, ERRORS, ERRORS_ALWAYS, MILTERS, Plan, RECIPIENT, RELAY,
-    SUBMISSION, protects, ranges,
+    SUBMISSION, UNLISTED, protects, ranges,
 };
 
 impl Plan {
@@ -26,7 +26,13 @@ impl Plan {
             if found.is_empty() {
                 continue;
             }
-            let left = list::without(list, &ranges(&found));
+            let mut left = list::without(list, &ranges(&found));
+            if *name == RECIPIENT && left != BEFORE_US {
+                left = without_unlisted(postfix, list, &found).unwrap_or(left);
+            }
+            if words(&left).is_empty() {
+                self_evident(&mut plan, postfix, name);
+            }
             let is_default =
                 words(&left).is_empty() || *name == RECIPIENT && as_before(postfix, &left);
             plan.parameters.push(Change::of_main(postfix, name, (!is_default).then_some(left)));
@@ -83,6 +89,29 @@ impl Plan {
             if !changed.contains(&name) && names(value) {
                 self.warnings.push(format!("{name} = {value} names postpone, and is left to you"));
             }
+        }
+    }
+}
+
+/// The list also without the check for unknown recipients that stands right before us: Postfix
+/// makes it at the end of the list by itself.
+fn without_unlisted(postfix: &Installed, list: &str, found: &[Own]) -> Option<String> {
+    let late = postfix.expanded("smtpd_reject_unlisted_recipient") == "yes";
+    let [own] = found else { return None };
+    let before = words(list).into_iter().rfind(|word| word.end <= own.range.start)?;
+    (late && &list[before.clone()] == UNLISTED)
+        .then(|| list::without(list, &[before, own.range.clone()]))
+}
+
+/// Where a list is empty, it need not be emptied where a content filter gives mail back.
+fn self_evident(plan: &mut Plan, postfix: &Installed, name: &str) {
+    for service in postfix.smtpd().filter(|service| service.takes_back(postfix)) {
+        if service.options.get(name).is_some_and(String::is_empty) {
+            plan.services.push(Change {
+                name: format!("{}/{name}", service.name),
+                is: Some(String::new()),
+                becomes: None,
+            });
         }
     }
 }

@@ -168,12 +168,12 @@ fn a_policy_service_is_asked_last_and_never_behind_what_permits() {
     let relay = "permit_mynetworks, reject_unauth_destination";
     for (list, expected) in [
         (None, format!("{BEFORE_US}, {POLICY}")),
-        (Some(relay), format!("{relay}, {POLICY}")),
+        (Some(relay), format!("{relay}, {UNLISTED}, {POLICY}")),
         (
             Some("reject_unauth_destination permit"),
-            format!("reject_unauth_destination {POLICY} permit"),
+            format!("reject_unauth_destination {UNLISTED}, {POLICY} permit"),
         ),
-        (Some("$mua_restrictions"), format!("$mua_restrictions, {POLICY}")),
+        (Some("$mua_restrictions"), format!("$mua_restrictions, {UNLISTED}, {POLICY}")),
     ] {
         let main: Vec<_> = list.map(|list| (RECIPIENT, list)).into_iter().collect();
         let before = postfix(&main);
@@ -289,4 +289,97 @@ fn a_socket_that_a_chrooted_smtpd_cannot_see_is_told() {
     let plan = Plan::set_up(&postfix(&[]), &below);
     assert_eq!(plan.warnings, [""; 0]);
     assert!(becomes(&plan)[0].1.unwrap().contains("{ unix:postpone/milter.sock, "), "{plan:#?}");
+}
+
+/// amavis, as its documentation puts it behind Postfix: its return port says nothing of milters.
+fn behind_amavis(main: &[(&str, &str)]) -> Installed {
+    let main = [main, &[("content_filter", "smtp-amavis:[127.0.0.1]:10024")]].concat();
+    let options = [
+        ("content_filter", ""),
+        ("smtpd_recipient_restrictions", "permit_mynetworks,reject"),
+        ("mynetworks", "127.0.0.0/8"),
+    ];
+    with(postfix(&main), "127.0.0.1:10025/inet", &options)
+}
+
+#[test]
+fn where_a_content_filter_gives_mail_back_nobody_is_asked() {
+    let before = behind_amavis(&[]);
+    let plan = Plan::set_up(&before, &mx());
+    let own = "127.0.0.1:10025/inet/smtpd_milters";
+    assert_eq!(becomes(&plan), [(MILTERS, Some(MILTER)), (own, Some(""))]);
+    says(&plan.remarks, "127.0.0.1:10025/inet is where a content filter gives mail back");
+    assert_eq!(plan.warnings, [""; 0]);
+
+    let applied = with_options(before, "127.0.0.1:10025/inet", &[(MILTERS, "")]);
+    let applied = after(applied, &Plan { services: Vec::new(), ..plan });
+    assert!(Plan::set_up(&applied, &mx()).is_empty());
+    let undone = Plan::taken_out(&applied, &mx());
+    assert_eq!(becomes(&undone), [(MILTERS, None), (own, None)]);
+}
+
+#[test]
+fn where_a_content_filter_gives_mail_back_no_policy_service_is_asked() {
+    let plan = Plan::set_up(&behind_amavis(&[]), &policy());
+    let own = "127.0.0.1:10025/inet/smtpd_end_of_data_restrictions";
+    assert!(becomes(&plan).contains(&(own, Some(""))), "{plan:#?}");
+    assert!(plan.services.len() == 1, "its own recipient restrictions stand: {plan:#?}");
+}
+
+#[test]
+fn a_filter_on_another_host_is_to_be_allowed() {
+    let plan = |destination: &str| {
+        let mut plan = Plan::default();
+        let allowed: IpAddr = "192.0.2.10".parse().unwrap();
+        let postfix = postfix(&[("content_filter", destination)]);
+        plan.warn_of_filters(&postfix, &|address| address == allowed);
+        plan.warnings
+    };
+    says(&plan("smtp:[192.0.2.9]:10024"), "put \"192.0.2.9\" into [access] allow");
+    says(&plan("smtp:filter.example.org:10024"), "filter.example.org");
+    for here in ["smtp:[127.0.0.1]:10024", "smtp:[192.0.2.10]:10024", "spamassassin", ""] {
+        assert_eq!(plan(here), [""; 0], "{here}");
+    }
+}
+
+#[test]
+fn users_ports_are_known_by_what_they_say() {
+    let closed = "permit_mynetworks,permit_sasl_authenticated,reject";
+    let postfix = with(
+        with(
+            postfix(&[("smtpd_sasl_auth_enable", "yes")]),
+            "588/inet",
+            &[("smtpd_client_restrictions", closed)],
+        ),
+        "10465/inet",
+        &[("smtpd_tls_wrappermode", "yes")],
+    );
+    let doors = doors(&["inet:127.0.0.1:7421"], &["inet:127.0.0.1:7424"], &[]);
+    let plan = Plan::set_up(&postfix, &doors);
+    let names: Vec<_> = plan.services.iter().map(|change| change.name.as_str()).collect();
+    assert_eq!(names, ["588/inet/smtpd_milters", "10465/inet/smtpd_milters"]);
+}
+
+#[test]
+fn recipients_that_do_not_exist_are_refused_before_anybody_is_asked() {
+    let list = "permit_mynetworks, reject_unauth_destination";
+    let before = postfix(&[(RECIPIENT, list)]);
+    let plan = Plan::set_up(&before, &policy());
+    let expected = format!("{list}, reject_unlisted_recipient, {POLICY}");
+    assert!(becomes(&plan).contains(&(RECIPIENT, Some(expected.as_str()))), "{plan:#?}");
+    let undone = Plan::taken_out(&after(before, &plan), &policy());
+    assert!(becomes(&undone).contains(&(RECIPIENT, Some(list))), "{undone:#?}");
+}
+
+#[test]
+fn a_postfix_that_looks_up_no_names_is_told_of() {
+    let postfix = postfix(&[("smtpd_peername_lookup", "no")]);
+    says(&Plan::set_up(&postfix, &mx()).warnings, "smtpd_peername_lookup = no");
+}
+
+fn with_options(mut postfix: Installed, name: &str, options: &[(&str, &str)]) -> Installed {
+    let service = postfix.services.iter_mut().find(|service| service.name == name).unwrap();
+    let options = options.iter().map(|(name, value)| ((*name).into(), (*value).into()));
+    service.options.extend(options);
+    postfix
 }
