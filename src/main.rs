@@ -45,7 +45,8 @@ fn main() -> ExitCode {
         }
         Command::Serve => serve(file),
         Command::Replay { events } => replay(file, &events),
-        Command::Check { print } => {
+        Command::Check { file: named, print } => {
+            let file = named.or(file);
             let verdict =
                 check(file.as_deref(), print, &mut io::stdout().lock(), &mut io::stderr().lock());
             match verdict {

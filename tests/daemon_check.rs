@@ -217,3 +217,44 @@ fn a_path_that_is_too_long_for_a_socket_is_an_error() {
     let said = text(&check(&folder.write("long.toml", &settings)).stderr);
     assert!(said.contains("at most 107 bytes"), "{said}");
 }
+
+#[test]
+fn a_limit_of_ones_own_does_not_remove_the_built_in_ones_in_silence() {
+    let folder = Folder::new("check");
+    let own = "[[limit]]\nname = \"messages\"\ncount = \"messages\"\nquota = \"60/1m\"\nmode = \"shadow\"\n";
+    let file = folder.write("own.toml", own);
+    // The file stands where one expects it to stand, too.
+    let output = postpone(&["check", file.to_str().unwrap()]);
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains("; in shadow: messages, greylist"), "{said}");
+    let gone = "built-in limits that no longer hold: sessions, connections, recipients";
+    assert!(said.contains(gone), "{said}");
+
+    let printed = text(&postpone(&["check", "--print", file.to_str().unwrap()]).stdout);
+    let keep: Vec<&str> = printed
+        .lines()
+        .skip_while(|line| !line.starts_with("# Built-in limits that no longer hold"))
+        .filter_map(|line| line.strip_prefix("# "))
+        .skip_while(|line| !line.starts_with("[[limit]]"))
+        .collect();
+    let kept = folder.write("kept.toml", &format!("{own}\n{}\n", keep.join("\n")));
+    let said = text(&postpone(&["check", kept.to_str().unwrap()]).stdout);
+    assert!(said.contains("enforced: ") && !said.contains("built-in"), "{said}");
+}
+
+#[test]
+fn an_allowlist_without_loopback_is_warned_of() {
+    let folder = Folder::new("check");
+    let allow = |list: &str| {
+        let file = folder.write("allow.toml", &format!("[access]\nallow = [{list}]\n"));
+        let output = check(&file);
+        assert_eq!(output.status.code(), Some(0));
+        text(&output.stderr)
+    };
+    let said = allow("\"192.0.2.0/24\"");
+    assert!(said.contains("warning: access.allow: 127.0.0.1 or ::1 is not in it"), "{said}");
+    assert!(allow("\"127.0.0.0/8\", \"192.0.2.0/24\"").contains("allow: ::1 is not in it"));
+    assert_eq!(allow("\"127.0.0.0/8\", \"::1\", \"192.0.2.0/24\""), "");
+}

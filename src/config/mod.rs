@@ -1,6 +1,7 @@
 //! The settings: the sum of every part's parameters. Read, check, print, and what a reload may
 //! change.
 
+mod force;
 pub mod load;
 pub mod read;
 mod words;
@@ -350,9 +351,15 @@ impl Settings {
             control.check(listen.as_deref().unwrap_or_default())
         });
         let client = reader.section(&mut root, "client", ClientParams::check);
-        let access = reader.section(&mut root, "access", |params: &access::Params| {
-            access::Access::new(params, list_text).err().unwrap_or_default()
-        });
+        let access =
+            reader.section(
+                &mut root,
+                "access",
+                |params: &access::Params| match access::Access::new(params, list_text) {
+                    Ok(access) => access.misses_loopback().into_iter().collect(),
+                    Err(complaints) => complaints,
+                },
+            );
         let listeners = listen.clone().filter(|listen| !listen.is_empty());
         let listeners = listeners.unwrap_or_else(|| vec![listen::Params::default()]);
         let mut earlier = Vec::new();
@@ -398,9 +405,12 @@ impl Settings {
         Ok(Checked { settings, report, named })
     }
 
-    /// The same settings as TOML, every key spelled out.
+    /// The same settings as TOML, every key spelled out; as comments, the built-in limits that they
+    /// replace.
     pub fn print(&self) -> String {
-        toml::to_string_pretty(self).expect("every setting is a TOML value: a test prints them all")
+        let settings = toml::to_string_pretty(self);
+        settings.expect("every setting is a TOML value: a test prints them all")
+            + &self.lines_that_keep_them()
     }
 
     /// How much memory may hold.

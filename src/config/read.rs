@@ -346,7 +346,8 @@ fn word(severity: Severity) -> &'static str {
 /// With the lines concerned and carets under the places.
 impl Display for Report {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let renderer = Renderer::plain();
+        // `{:#}` is for a terminal.
+        let renderer = if f.alternate() { Renderer::styled() } else { Renderer::plain() };
         for problem in &self.problems {
             let level = match problem.severity {
                 Severity::Warning => Level::WARNING,

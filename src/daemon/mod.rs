@@ -32,7 +32,7 @@ use self::attend::{Attendant, SWEEP_EVERY, Signals, Told};
 use self::confine::{Confined, Needs};
 use self::log::Logging;
 use self::prepare::{Notes, Prepared};
-use self::reload::{in_force, reload};
+use self::reload::reload;
 use self::sampler::Sampler;
 use self::sampler::delay::Lateness;
 use self::service::Service;
@@ -142,7 +142,7 @@ impl Daemon<'_> {
         let told = Arc::new(Mutex::new(status::Settings {
             file: if file.exists() { file.display().to_string() } else { String::new() },
             loaded: since,
-            in_force: in_force(&engine),
+            in_force: settings.in_force(&engine.own_rules()),
             refused: None,
         }));
         if let Some(socket) = control {

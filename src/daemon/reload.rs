@@ -10,19 +10,7 @@ use super::sampler::Sampler;
 use crate::config::{Settings, Unusable};
 use crate::engine::Engine;
 use crate::front::control::protocol::Reloaded;
-use crate::setting::{Complaint, Mode, Severity};
-
-/// What is in force, in one line.
-pub(super) fn in_force(engine: &Engine) -> String {
-    let rules = engine.own_rules();
-    let of_mode = |(mode, is): (Mode, &str)| {
-        let names = rules.iter().filter(|(_, its)| *its == mode).map(|(name, _)| &**name);
-        let names: Vec<_> = names.collect();
-        (!names.is_empty()).then(|| format!("{is}: {}", names.join(", ")))
-    };
-    let modes = [(Mode::Enforce, "enforced"), (Mode::Shadow, "in shadow")];
-    modes.into_iter().filter_map(of_mode).collect::<Vec<_>>().join("; ")
-}
+use crate::setting::{Complaint, Severity};
 
 /// Puts the settings of the file in force. A bad file changes nothing.
 pub(super) fn reload(
@@ -69,7 +57,7 @@ pub(super) fn reload(
         done: true,
         file: file.display().to_string(),
         report: checked.report.to_string(),
-        in_force: in_force(engine),
+        in_force: checked.settings.in_force(&engine.own_rules()),
         restart: restart.into_iter().map(Into::into).collect(),
     }
 }

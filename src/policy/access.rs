@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::{self, Display, Formatter};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -139,6 +139,8 @@ pub struct Access {
     required: BTreeMap<Box<str>, Required>,
     /// Whether anybody is denied.
     denies: bool,
+    /// Whether anybody is allowed.
+    allows: bool,
     tls_required: Arc<Template>,
     not_listed: Arc<Template>,
 }
@@ -188,6 +190,7 @@ impl Access {
             denied: template(DENIED),
             required: BTreeMap::new(),
             denies: !params.deny.is_empty(),
+            allows: !params.allow.is_empty(),
             tls_required: template(TLS_REQUIRED),
             not_listed: template(NOT_LISTED),
         };
@@ -218,6 +221,24 @@ impl Access {
             }
         }
         if complaints.is_empty() { Ok(access) } else { Err(complaints) }
+    }
+
+    /// A warning where the host itself could be refused because it was forgotten: an empty list says
+    /// that nobody is meant.
+    pub fn misses_loopback(&self) -> Option<Complaint> {
+        if !self.allows {
+            return None;
+        }
+        let host = [Ipv4Addr::LOCALHOST.into(), IpAddr::from(Ipv6Addr::LOCALHOST)];
+        let listed = |address| {
+            matches!(self.clients.find(&Client::new(address)), Some((Listed::Allowed, _)))
+        };
+        let missing: Vec<_> = host.into_iter().filter(|address| !listed(*address)).collect();
+        let shown: Vec<_> = missing.iter().map(IpAddr::to_string).collect();
+        (!missing.is_empty()).then(|| {
+            let what = "mail that a content filter on this host gives back could be refused";
+            Complaint::warning("allow", format!("{} is not in it: {what}", shown.join(" or ")))
+        })
     }
 
     /// Whether a recipient is exempt; never one that may be another than it seems.

@@ -66,7 +66,11 @@ pub enum Command {
     /// A file with warnings can be used. No daemon is asked, and nothing changes: `postpone ctl
     /// reload` puts the file in force.
     Check {
-        /// Print the settings in force as TOML, every key spelled out.
+        /// The file [default: the one that `--config` names, else the installed one].
+        #[arg(value_name = "FILE", conflicts_with = "config")]
+        file: Option<PathBuf>,
+        /// Print the settings in force as TOML, every key spelled out, and as comments the built-in
+        /// limits that they replace.
         #[arg(long)]
         print: bool,
     },
