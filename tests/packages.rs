@@ -483,6 +483,17 @@ fn each_release_has_its_day_in_the_changelogs() {
     assert!(rpm.contains("* Thu Jan 02 2025") && rpm.contains("- 0.0.8-1"), "{rpm}");
 }
 
+/// Pages that were compressed could not be followed from one to the next.
+#[test]
+fn the_deb_has_the_book_as_it_is() {
+    let files = sh("dpkg-deb --contents new.deb");
+    for file in ["README.md", "docs/index.md", "docs/night.md", "docs/behaviour.md"] {
+        let file = format!(" ./usr/share/doc/postpone/{file}");
+        assert!(files.lines().any(|line| line.ends_with(&file)), "{file}: {files}");
+    }
+    assert!(files.contains("/man7/postpone-night.7.gz"), "{files}");
+}
+
 #[test]
 fn the_rpm_has_what_it_is_to_have_and_asks_for_what_el_9_has() {
     let files = sh("rpm -qp --list new.rpm");
