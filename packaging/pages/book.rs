@@ -27,7 +27,7 @@ pub(crate) fn night(date: &str) -> String {
         "postpone-night",
         7,
         date,
-        "what to do when the mail throttle postpone seems to be wrong",
+        "what to do when postpone, the milter, refuses wanted mail",
     );
     page.section("DESCRIPTION");
     add(&mut page, NIGHT);
