@@ -29,7 +29,8 @@
 #
 # The tests and the demonstration start Postfix as root: without being root, they use sudo.
 
-export PATH := $(PATH):/usr/sbin:/sbin:$(HOME)/.cargo/bin
+# Where rustup has put Rust, for a shell that was there before; and what sets up a Sendmail.
+export PATH := $(if $(findstring $(HOME)/.cargo/bin,$(PATH)),,$(HOME)/.cargo/bin:)$(PATH):/usr/sbin:/sbin
 
 .PHONY: help demo test lint test-fresh packages test-packages build install bench-detect
 
@@ -67,7 +68,7 @@ test-packages: packages
 build:
 	rm -rf packaging/out
 	program=$$(packaging/build) && install -D "$$program" packaging/out/postpone
-	cargo run --quiet --locked --example pages -- packaging/out/pages
+	cargo run --locked --example pages -- packaging/out/pages
 
 install:
 	@test -d packaging/out/pages || { echo 'first: make build' >&2; exit 1; }
