@@ -21,6 +21,7 @@ use postpone::smtp::address::{Address, ClientText};
 use postpone::smtp::client::Client;
 use postpone::smtp::event::{Event, Fate};
 use toml::{Table, Value};
+use xxhash_rust::xxh3::xxh3_64;
 
 /// The reference with the settings of up to so many marks in force: at 0 as it is installed, at 1
 /// every default, at 2 the examples too.
@@ -228,3 +229,22 @@ fn refused(settings: &Settings) -> Refused {
     });
     refused.expect("it is refused")
 }
+
+/// What the packages install as settings: a few lines that no version changes, or an unattended upgrade
+/// would stop at the question whose file to keep.
+#[test]
+fn the_installed_file_is_short_sets_nothing_and_stays_as_it_is() {
+    let text = include_str!("../conf/installed.toml");
+    let (lines, sum) = (text.lines().count(), xxh3_64(text.as_bytes()));
+    assert!((15..=25).contains(&lines), "{lines} lines");
+    assert_eq!(read(text), Settings::default(), "it sets nothing");
+    assert_eq!(sum, FIRST, "it was changed, and must not be");
+    // What it shows can be used.
+    let shown = text.lines().skip_while(|line| !line.starts_with("# [access]"));
+    let shown: Vec<&str> = shown.map(|line| line.trim_start_matches('#')).collect();
+    let shown = read(&shown.join("\n"));
+    assert_eq!((shown.access.allow.len(), shown.limit.len()), (3, 1));
+}
+
+/// The checksum of the file as the first version had it.
+const FIRST: u64 = 11_241_885_979_906_709_377;

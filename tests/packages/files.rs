@@ -141,7 +141,7 @@ fn pack_older(place: &Path) {
         packaging/pack unpacked/usr/bin/postpone "$CHECKOUT/packaging/out/pages" out"#);
 }
 
-/// The settings that the package under test ships.
+/// The reference that the package under test ships.
 pub fn reference() -> String {
     fs::read_to_string(checkout().join("conf/postpone.toml")).unwrap()
 }
