@@ -91,10 +91,14 @@ fn told(daemon: &Daemon, level: &str, sensor: &str) -> String {
     })
 }
 
-/// How many lines of the log say this of a sensor.
-fn said(daemon: &Daemon, sensor: &str, words: &str) -> usize {
+/// The log says this of a sensor so many times and no more. Its lines come by a pipe: what follows
+/// from a reading may be seen before they are.
+#[track_caller]
+fn said(daemon: &Daemon, sensor: &str, words: &str, times: usize) {
     let of = |line: &&String| field(line, "sensor") == Some(sensor) && line.contains(words);
-    daemon.lines().iter().filter(of).count()
+    let found = || daemon.lines().iter().filter(of).count();
+    wait_until(words, || (found() >= times).then_some(()));
+    assert_eq!(found(), times, "{words}");
 }
 
 const OFF: &str = "a sensor of the load is off";
@@ -207,25 +211,25 @@ fn a_sensor_that_cannot_be_read_is_off_and_told_once() {
         put(&proc, "loadavg", &format!("{load}.00 0 0\n"));
         reads(&daemon, "cpu_per_core", f64::from(load));
     }
-    assert_eq!(said(&daemon, "pressure.cpu", OFF), 1);
+    said(&daemon, "pressure.cpu", OFF, 1);
     assert_eq!(stranger(&daemon), ("helo", "continue".into()), "the others decide");
 
     put(&proc, "pressure/cpu", "nonsense\n");
     daemon.line("the other reason", |line| line.contains("it has no `avg10` in a line `some`"));
-    assert_eq!(said(&daemon, "pressure.cpu", OFF), 2);
+    said(&daemon, "pressure.cpu", OFF, 2);
     pressure(&proc, 99.0);
     told(&daemon, "critical", "pressure.cpu");
-    assert_eq!(said(&daemon, "pressure.cpu", ON), 1);
+    said(&daemon, "pressure.cpu", ON, 1);
     // What it has asked for does not hold for ever.
     fs::remove_file(proc.path().join("pressure/cpu")).unwrap();
     level(&daemon, 0.0);
-    assert_eq!(said(&daemon, "pressure.cpu", OFF), 3);
+    said(&daemon, "pressure.cpu", OFF, 3);
     // A reload is no reason to say it once more.
     daemon.reload(&kernel(&proc, &format!("{CPU}[load.cpu_per_core]\nhigh = 60\n")));
     daemon.line("the reload", |line| line.contains("reloaded"));
     put(&proc, "loadavg", "7.00 0 0\n");
     reads(&daemon, "cpu_per_core", 7.0);
-    assert_eq!(said(&daemon, "pressure.cpu", OFF), 3);
+    said(&daemon, "pressure.cpu", OFF, 3);
 }
 
 /// Even a file that hangs the thread which reads all of them does not hold a level for ever, nor the
@@ -321,7 +325,8 @@ fn a_closed_queue_is_off_and_told_once_with_what_opens_it() {
     }
     mode(0o755);
     reads(&daemon, "queue.active", 10.0);
-    assert_eq!((said(&daemon, "queue.active", OFF), said(&daemon, "queue.active", ON)), (1, 1));
+    said(&daemon, "queue.active", OFF, 1);
+    said(&daemon, "queue.active", ON, 1);
     mode(if geteuid().is_root() { 0o700 } else { 0o000 });
     is_on(&daemon, "queue.active", false);
     if geteuid().is_root() {
@@ -507,7 +512,7 @@ fn a_server_that_flaps_does_not_change_the_level() {
     downstream.visited(12);
     assert_eq!(daemon.metric(LEVEL, &[]), 0.0);
     assert_eq!(daemon.metric(CROSSINGS, &[]), 0.0);
-    assert_eq!(said(&daemon, "probe.lmtp", FAILS), 0);
+    said(&daemon, "probe.lmtp", FAILS, 0);
     // The same the other way round: it fails, and one success does not end it.
     downstream.says(&["421 not now\r\n"]);
     told(&daemon, "critical", "probe.lmtp");
