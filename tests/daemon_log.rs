@@ -142,7 +142,11 @@ fn visit(daemon: &Daemon, text: &[u8]) -> String {
     mta.tell(&frame(b'D', &[b"M{auth_authen}\0", &with_nul[..]].concat()));
     mta.ask(&frame(b'M', &with_nul));
     mta.ask(&frame(b'R', &with_nul));
-    mta.ask(&frame(b'R', &with_nul))
+    let answer = mta.ask(&frame(b'R', &with_nul));
+    // What it has taken is given back before the next one comes.
+    mta.tell(&quit());
+    mta.closed();
+    answer
 }
 
 /// Visits of all the hostile ones, and all the lines that they have made.
