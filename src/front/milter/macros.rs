@@ -120,7 +120,7 @@ impl OfRecipient {
             values(payload, [b"{rcpt_mailer}", b"{rcpt_host}", b"{rcpt_addr}"]);
         match mailer {
             Some(b"error") => {
-                Self { fate: Some(refused_for(host.unwrap_or_default())), mailbox: None }
+                Self { fate: Some(host.map_or(Fate::Rejected, refused_for)), mailbox: None }
             }
             _ => {
                 // Without a domain it is a user of the host, but only where the host delivers it.
@@ -139,6 +139,8 @@ fn refused_for(enhanced: &[u8]) -> Fate {
     match enhanced {
         // These speak of the sender, or of a name that cannot be looked up just now.
         b"5.1.7" | b"5.1.8" | b"4.1.7" | b"4.1.8" | b"4.1.2" => Fate::Rejected,
+        // Sendmail 8.18 tells no code of a user it has not found; of what its rules refuse it does.
+        b"" => Fate::Unknown,
         _ if enhanced.starts_with(b"5.1.") || enhanced.starts_with(b"4.1.") => Fate::Unknown,
         _ => Fate::Rejected,
     }
@@ -223,6 +225,7 @@ mod tests {
             |host| told(b'R', &["{rcpt_mailer}", "error", "{rcpt_host}", host]).recipient.fate;
         assert_eq!(fate("5.1.1"), Some(Fate::Unknown));
         assert_eq!(fate("4.1.1"), Some(Fate::Unknown));
+        assert_eq!(fate(""), Some(Fate::Unknown), "Sendmail 8.18");
         for of_the_sender in ["5.1.7", "5.1.8", "4.1.7", "4.1.8"] {
             assert_eq!(fate(of_the_sender), Some(Fate::Rejected));
         }
