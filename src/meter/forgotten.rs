@@ -12,7 +12,7 @@ use super::key::Key;
 /// only, and while state is loading it is about to be read. What is in here is not read back, and
 /// its removal is written with the next batch.
 ///
-/// Its bound: [`MOST`] keys, two megabytes. A key beyond it is removed from memory, and may come back
+/// Its bound: `MOST` keys, two megabytes. A key beyond it is removed from memory, and may come back
 /// from disk at the next start.
 #[derive(Default)]
 pub struct Forgotten {

@@ -44,7 +44,7 @@ pub struct Lifted {
     span: Duration,
 }
 
-/// Everything that is taken out. Bound: [`MOST`].
+/// Everything that is taken out. Bound: `MOST`.
 #[derive(Clone, Default)]
 pub struct Memory(Arc<ArcSwap<Vec<Lifted>>>);
 

@@ -13,7 +13,7 @@
 //! it takes every 421, whatever the rule. The same where all that was accepted is exempt: else a
 //! message to the postmaster would carry a thousand others past every limit.
 //!
-//! Every refusal of a recipient goes through [`bend`], and every answer to an MTA through the
+//! Every refusal of a recipient goes through `bend`, and every answer to an MTA through the
 //! [`Patience`] of its session.
 
 use super::decision::{Reason, Refusal};

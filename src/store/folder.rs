@@ -14,7 +14,7 @@
 //! next opened.
 //!
 //! The files are open to their owner alone, whatever the umask is, and no link is followed to them:
-//! see [`private`].
+//! see `private`.
 //!
 //! The number after "state" is the version of everything in the folder: of these files, of the
 //! store, and of how records are written down. A later version of postpone reads what an earlier

@@ -1,6 +1,6 @@
 //! The milter front: Sendmail's mail filter protocol (libmilter's mfdef.h, version 6).
 //!
-//! A connection is one task: one read takes all frames that came, [`talk`] turns them into events
+//! A connection is one task: one read takes all frames that came, `talk` turns them into events
 //! and answers, one write says the answers. Between two frames a connection has nothing but its
 //! session; a frame that came in half is kept as far as it has come.
 //!
