@@ -584,7 +584,14 @@ fn engine(policy: &str, clock: impl Clock + 'static) -> Arc<Engine> {
 
 fn door(ends: Ends) -> Door {
     let address: Arc<str> = "inet:127.0.0.1:7422".into();
-    Door { listener: address.clone(), address, speak: Speak::Connect, ends, rehearsal: false }
+    Door {
+        listener: address.clone(),
+        address,
+        hostname: None,
+        speak: Speak::Connect,
+        ends,
+        rehearsal: false,
+    }
 }
 
 // --- Memory -------------------------------------------------------------------------------------

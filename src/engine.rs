@@ -10,8 +10,8 @@ mod session;
 
 use std::any::Any;
 use std::fmt::Display;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -79,6 +79,8 @@ pub struct Door {
     pub listener: Arc<str>,
     /// The listener's address, as it is set.
     pub address: Arc<str>,
+    /// What the MTA calls the host, if it says so at this door.
+    pub hostname: Option<Arc<str>>,
     /// When a refused session hears of it.
     pub speak: Speak,
     /// Whether the front reports what ends.
@@ -102,6 +104,8 @@ pub struct Engine {
     memory: Memory,
     telemetry: Telemetry,
     decisions: AtomicU64,
+    /// What the MTA calls the host, where it does not say so at each session.
+    mta: OnceLock<Box<str>>,
     /// The last decisions, to be explained.
     recent: Recent,
     /// Until when it was told that behaviour only watches; zero: it was not.
@@ -121,6 +125,7 @@ impl Engine {
             memory,
             telemetry: Telemetry::new(),
             decisions: AtomicU64::new(0),
+            mta: OnceLock::new(),
             recent: Recent::default(),
             told_learning: AtomicU64::new(0),
         })
@@ -202,6 +207,12 @@ impl Engine {
     /// The same, and whether it is to be believed.
     pub fn moment(&self) -> Moment {
         self.watch.moment(&*self.clock)
+    }
+
+    /// The MTA calls the host so. Once, before it serves.
+    pub fn called(&self, hostname: &str) {
+        // The first holds.
+        let _ = self.mta.set(hostname.into());
     }
 
     /// Puts another policy in force for sessions that begin from now on.

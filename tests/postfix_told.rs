@@ -320,3 +320,31 @@ fn a_percent_sign_arrives_once() {
     let reply = client.mail(SENDER);
     told(reply, client, "4.7.0", &format!("{HOSTNAME} 100% of %s is used; retry in "));
 }
+
+/// Nobody has set a name: replies say what Postfix calls the host, at both doors.
+#[test]
+fn replies_name_the_host_as_postfix_does_unless_it_is_set() {
+    let unset = "[server]\nhostname = \"none\"\n";
+    let called = support::postfix::HOSTNAME;
+    let one = "count = \"messages\"\nquota = \"1/1h\"\n";
+    let policy = format!("{unset}[[limit]]\nname = \"velocity\"\n{one}");
+    let refused = |postfix: &Postfix| {
+        visit(postfix, ANNA, "anna");
+        let mut client = greeted(postfix, ANNA);
+        match client.mail(SENDER) {
+            accepted if accepted.code == 250 => client.rcpt("anna"),
+            refused => refused,
+        }
+    };
+    let (_daemon, postfix) = mx(&policy);
+    let reply = refused(&postfix);
+    assert!(reply.text.starts_with(&format!("{called} Too many messages")), "{reply:?}");
+
+    // The policy service is told no name, so postconf is asked once, at the start.
+    let idle = Postfix::plain().start();
+    let settings = idle.folder().to_str().unwrap().to_owned();
+    let daemon = Daemon::policy_service_run_by(&[], &[("MAIL_CONFIG", &settings)], &policy);
+    let asking = Postfix::plain().with_policy_service(&daemon.policy_endpoint, &["recipient"]);
+    let reply = refused(&asking.start());
+    assert!(reply.text.contains(&format!("{called} Too many messages")), "{reply:?}");
+}

@@ -33,7 +33,7 @@ use crate::policy::{
 };
 use crate::setting::{Complaint, Expected, OrNone};
 use crate::smtp::domain::Domain;
-use crate::smtp::template::{LONGEST_HOSTNAME, LONGEST_URL, Placeholder};
+use crate::smtp::template::{LONGEST_HOSTNAME, LONGEST_URL, Placeholder, is_host_name};
 
 /// Everything that can be set. What is not set has its default.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -87,8 +87,8 @@ impl Default for Settings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Server {
-    /// The host's name, in replies.
-    pub hostname: String,
+    /// The host's name, in replies; none: what the MTA calls it.
+    pub hostname: OrNone<String>,
     /// How long running sessions may go on at shutdown.
     pub grace: Span,
     /// Where a sender's postmaster finds help, in replies.
@@ -107,7 +107,7 @@ pub struct Server {
 impl Default for Server {
     fn default() -> Self {
         Self {
-            hostname: host_name(),
+            hostname: OrNone::None,
             grace: Span::secs(30),
             help_url: OrNone::None,
             own_names: Vec::new(),
@@ -118,7 +118,8 @@ impl Default for Server {
     }
 }
 
-fn host_name() -> String {
+/// What the host calls itself.
+pub fn host_name() -> String {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     if name.is_empty() { "localhost".into() } else { name }
 }
@@ -126,9 +127,7 @@ fn host_name() -> String {
 impl Server {
     fn check(&self) -> Vec<Complaint> {
         let mut complaints = Vec::new();
-        let name = &self.hostname;
-        let letters = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-        if name.is_empty() || name.len() > LONGEST_HOSTNAME || !name.chars().all(letters) {
+        if self.hostname.as_option().is_some_and(|name| !is_host_name(name)) {
             let message = format!("expected a host name of at most {LONGEST_HOSTNAME} letters");
             complaints.push(Complaint::error("hostname", message));
         }
@@ -425,11 +424,12 @@ impl Settings {
     pub fn policy(&self, memory: &Memory) -> Result<Policy, Vec<Complaint>> {
         Ok(Policy::new(
             Parts {
-                hostname: &self.server.hostname,
+                hostname: self.server.hostname.as_option().map(String::as_str),
+                host: &host_name(),
                 most_refusals: self.server.most_refusals.get(),
                 help_url: self.server.help_url.as_option().map_or("", String::as_str),
                 recipients: Recipients::new(
-                    &self.server.hostname,
+                    self.server.hostname.as_option().map_or(&host_name(), String::as_str),
                     &self.server.own_names,
                     &self.server.recipient_delimiter,
                 ),

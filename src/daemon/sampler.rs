@@ -8,7 +8,7 @@
 
 pub(super) mod delay;
 mod eye;
-mod postfix;
+pub(super) mod postfix;
 mod probe;
 mod queue;
 mod reading;

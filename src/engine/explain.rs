@@ -141,6 +141,7 @@ impl Engine {
     fn visitor(&self, policy: &Policy, client: Client, listener: Arc<str>) -> Visitor {
         let door = Door {
             address: listener.clone(),
+            hostname: None,
             listener,
             speak: Speak::default(),
             ends: Ends::Seen,

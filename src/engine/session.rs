@@ -4,7 +4,6 @@
 //! A session that is refused at its beginning is a sentence, which is spoken when the client can
 //! hear it.
 
-use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::fmt::{self, Display, Formatter, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -370,7 +369,11 @@ impl Session {
         let strongest = decision.strongest().filter(|_| event.kind() != Kind::Disconnect);
         let refused = strongest.map(|refusal| {
             let fact = |place| match place {
-                Placeholder::Hostname => Cow::from(&*self.policy.hostname),
+                Placeholder::Hostname => {
+                    let mta = self.visitor.door.hostname.as_deref();
+                    let mta = mta.or_else(|| self.engine.mta.get().map(AsRef::as_ref));
+                    self.policy.hostname(mta).into()
+                }
                 Placeholder::Client => self.visitor.client.address().to_string().into(),
                 Placeholder::Network => self.visitor.network.to_string().into(),
                 Placeholder::Reason => refusal.why.reason().name().into(),

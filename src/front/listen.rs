@@ -90,7 +90,7 @@ impl Params {
             Protocol::Policy => (Speak::Connect, Ends::Unseen),
         };
         let address: std::sync::Arc<str> = address.into();
-        Door { listener: address.clone(), address, speak, ends, rehearsal: false }
+        Door { listener: address.clone(), address, hostname: None, speak, ends, rehearsal: false }
     }
 
     /// What makes no sense.

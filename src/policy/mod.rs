@@ -170,8 +170,10 @@ impl ClientParams {
 
 /// The signals in force, and what they have in common.
 pub struct Policy {
-    /// The host's name, for replies.
-    pub hostname: Box<str>,
+    /// The host's name, for replies, if it is set.
+    hostname: Option<Box<str>>,
+    /// What the host calls itself.
+    host: Box<str>,
     /// Where a postmaster finds help, for replies; empty if nowhere.
     pub help_url: Box<str>,
     most_refusals: u32,
@@ -194,8 +196,10 @@ pub struct Policy {
 
 /// What a policy is made of.
 pub struct Parts<'a> {
-    /// The host's name, for replies.
-    pub hostname: &'a str,
+    /// The host's name, for replies, if it is set.
+    pub hostname: Option<&'a str>,
+    /// What the host calls itself.
+    pub host: &'a str,
     /// Where a postmaster finds help; empty if nowhere.
     pub help_url: &'a str,
     /// Which recipients are the same, and where mail to them goes.
@@ -240,7 +244,8 @@ impl Policy {
         // The last to settle, since it takes in what the others have seen.
         signals.extend(behaviour.clone().map(|signal| Box::new(signal) as Box<_>));
         Self {
-            hostname: parts.hostname.into(),
+            hostname: parts.hostname.map(Into::into),
+            host: parts.host.into(),
             help_url: parts.help_url.into(),
             most_refusals: parts.most_refusals,
             prefixes: Prefixes { ipv4: parts.client.ipv4_prefix, ipv6: parts.client.ipv6_prefix },
@@ -274,6 +279,11 @@ impl Policy {
     /// last name while the present one is unsure.
     pub fn recognised(&self, client: Client, at: Moment) -> Client {
         self.names.recall(client.translated_by(&self.nat64), at)
+    }
+
+    /// The host's name, for replies: as it is set, else as the MTA calls it, else as the host does.
+    pub fn hostname<'a>(&'a self, mta: Option<&'a str>) -> &'a str {
+        self.hostname.as_deref().or(mta).unwrap_or(&self.host)
     }
 
     /// What a client counts under.

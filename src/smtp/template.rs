@@ -87,6 +87,12 @@ impl Placeholder {
     }
 }
 
+/// Whether this can stand for the host in a reply.
+pub fn is_host_name(name: &str) -> bool {
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+    !name.is_empty() && name.len() <= LONGEST_HOSTNAME && name.bytes().all(letter)
+}
+
 /// The longest `hostname` that may be set, in bytes.
 pub const LONGEST_HOSTNAME: usize = 80;
 /// The longest `help_url` that may be set, in bytes.

@@ -264,6 +264,7 @@ impl Player {
         let door = Door {
             listener: self.listener.clone(),
             address: self.listener.clone(),
+            hostname: None,
             speak: Speak::Helo,
             ends: Ends::Seen,
             rehearsal: !message.enforced,

@@ -9,6 +9,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::daemon::service::VARIABLES;
+use crate::smtp::template::is_host_name;
 
 /// Where it is looked for; the second, for a `PATH` without the programs of the system.
 const PROGRAMS: [&str; 2] = ["postconf", "/usr/sbin/postconf"];
@@ -31,6 +32,12 @@ pub(super) async fn most_sessions() -> Result<u32, String> {
     let default = postconf(&["-h", "default_process_limit"]).await?;
     let services = postconf(&["-M"]).await?;
     process_limit(&services, default.trim())
+}
+
+/// What it calls this host.
+pub(in crate::daemon) async fn host_name() -> Result<String, String> {
+    let name = postconf(&["-h", "myhostname"]).await?.trim().to_owned();
+    if is_host_name(&name) { Ok(name) } else { Err(format!("postconf calls this host {name:?}")) }
 }
 
 async fn postconf(arguments: &[&str]) -> Result<String, String> {

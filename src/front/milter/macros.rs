@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use super::wire::strings;
 use crate::smtp::address::ClientText;
 use crate::smtp::event::Fate;
+use crate::smtp::template::is_host_name;
 
 /// What macros have told. All of it together is less than two kilobytes, whatever was sent.
 #[derive(Debug, Default)]
@@ -24,6 +25,8 @@ pub(super) struct Macros {
 
 #[derive(Debug, Default)]
 pub(super) struct OfClient {
+    /// `j`: what the MTA calls the host.
+    pub(super) host: Option<Box<str>>,
     /// `{client_addr}`
     pub(super) address: Option<IpAddr>,
     /// `{client_resolve}`
@@ -93,14 +96,20 @@ impl Macros {
 
 impl OfClient {
     fn read(payload: &[u8]) -> Self {
-        let [address, resolved] = values(payload, [b"{client_addr}", b"{client_resolve}"]);
+        let [host, address, resolved] =
+            values(payload, [b"j", b"{client_addr}", b"{client_resolve}"]);
+        let host = host.and_then(|host| std::str::from_utf8(host).ok());
         let resolved = match resolved {
             None => Resolved::Untold,
             Some(b"OK") => Resolved::Confirmed,
             Some(b"TEMP") => Resolved::Unsure,
             Some(_) => Resolved::Unconfirmed,
         };
-        Self { address: address.and_then(address_of), resolved }
+        Self {
+            host: host.filter(|host| is_host_name(host)).map(Into::into),
+            address: address.and_then(address_of),
+            resolved,
+        }
     }
 }
 
@@ -186,6 +195,15 @@ mod tests {
         for stage in *b"CHRTNE\0" {
             let other = told(stage, &words);
             assert!(other.sender.user.is_none() && !other.sender.tls, "{stage}");
+        }
+    }
+
+    #[test]
+    fn what_the_mta_calls_the_host_is_a_host_name_or_nothing() {
+        let host = |name: &str| told(b'C', &["j", name]).client.host;
+        assert_eq!(host("mx1.example.org").as_deref(), Some("mx1.example.org"));
+        for name in ["", "two words", "a\u{e9}.example", "%s", &"a".repeat(81)] {
+            assert_eq!(host(name), None, "{name}");
         }
     }
 

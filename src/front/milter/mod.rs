@@ -17,7 +17,7 @@ use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ pub async fn serve(
     door: Door,
     serving: Serving,
 ) -> io::Result<()> {
-    let house = Arc::new(House { engine: engine.clone(), door });
+    let house = Arc::new(House { engine: engine.clone(), door, called: Mutex::default() });
     serving.accept(bound, engine, move |transport, _| converse(transport, house.clone())).await
 }
 

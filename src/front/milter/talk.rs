@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use indymilter::message::command::CommandKind;
 use indymilter::message::reply::ReplyKind;
@@ -25,6 +25,20 @@ pub(super) struct House {
     pub(super) engine: Arc<Engine>,
     /// By which door they come.
     pub(super) door: Door,
+    /// What the MTA has called the host last: it always says the same.
+    pub(super) called: Mutex<Option<Arc<str>>>,
+}
+
+impl House {
+    /// The door, with what the MTA calls the host.
+    fn door(&self, host: Option<&str>) -> Door {
+        let Some(host) = host else { return self.door.clone() };
+        let mut called = self.called.lock().unwrap_or_else(PoisonError::into_inner);
+        if called.as_deref() != Some(host) {
+            *called = Some(host.into());
+        }
+        Door { hostname: called.clone(), ..self.door.clone() }
+    }
 }
 
 /// Answers that may be waiting to be written before no more is heard, in bytes. One more answer
@@ -178,7 +192,8 @@ impl Talk {
                 self.macros.client.address.map(|address| (address, None))
             }
         };
-        let House { engine, door } = &*self.house;
+        let engine = &self.house.engine;
+        let door = self.house.door(self.macros.client.host.as_deref());
         let Some((address, port)) = address else {
             // Without a session every later command of this client is answered with Continue.
             engine.failed(Failure::Address, &"a client has no address that can be read");
@@ -189,7 +204,7 @@ impl Talk {
         let client = with_name(client, name, &self.macros.client);
         // One that comes without a negotiation, which no MTA does, has left nothing out.
         let policy = self.policy.get_or_insert_with(|| engine.policy()).clone();
-        self.session = Some(Box::new(engine.session_under(policy, client, door.clone())));
+        self.session = Some(Box::new(engine.session_under(policy, client, door)));
     }
 
     fn mail(&mut self, payload: &[u8]) -> Option<Event> {

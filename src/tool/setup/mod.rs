@@ -108,7 +108,7 @@ pub fn postfix(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> u8 {
-    let doors = Doors::new(&settings.listen);
+    let doors = Doors::new(settings);
     let lists = Lists::of("allow", &settings.access.allow, |path| fs::read_to_string(path));
     // A list that cannot be read is told of by `check`.
     let allows = |host| lists.as_ref().is_ok_and(|lists| lists.names(&Client::new(host)));

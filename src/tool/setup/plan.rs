@@ -6,9 +6,9 @@ use super::list::{self, Kind, Own, words};
 use super::service::filters_elsewhere;
 use std::net::IpAddr;
 
+use crate::config::Settings;
 use crate::engine::Speak;
 use crate::front::address::Address;
-use crate::front::listen;
 
 /// Where postpone listens.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +19,8 @@ pub(super) struct Doors {
     pub(super) submission: Vec<Address>,
     /// The policy services.
     pub(super) policy: Vec<Address>,
+    /// What replies call this host, where that is set.
+    pub(super) hostname: Option<String>,
 }
 
 /// What is to be done, and what is to be said.
@@ -73,10 +75,11 @@ const PROTECTING: [&str; 5] =
 const ENDING: [&str; 3] = ["reject", "defer", "permit"];
 
 impl Doors {
-    /// The doors that these listeners are.
-    pub(super) fn new(listeners: &[listen::Params]) -> Self {
-        let mut doors = Self::default();
-        for listener in listeners {
+    /// The doors that these settings open.
+    pub(super) fn new(settings: &Settings) -> Self {
+        let hostname = settings.server.hostname.as_option().cloned();
+        let mut doors = Self { hostname, ..Self::default() };
+        for listener in &settings.listen {
             match (&listener.milter, &listener.policy) {
                 (Some(address), None) if listener.speak == Speak::Mail => {
                     doors.submission.push(address.clone());
@@ -134,6 +137,13 @@ impl Plan {
             Some(address) => plan.ask_at_submission(postfix, doors, address),
             None if !doors.mx.is_empty() => plan.warn_of_submission(postfix),
             None => {}
+        }
+        let called = postfix.expanded("myhostname");
+        if let Some(hostname) = doors.hostname.as_ref().filter(|set| **set != called) {
+            plan.warnings.push(format!(
+                "replies name this host {hostname} ([server] hostname), and Postfix calls it {called}: \
+                 senders see both; leave hostname out, and replies say what Postfix says"
+            ));
         }
         if postfix.expanded("smtpd_peername_lookup") == "no" {
             plan.warnings.push(

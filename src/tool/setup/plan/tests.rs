@@ -46,7 +46,8 @@ fn with(mut postfix: Installed, name: &str, options: &[(&str, &str)]) -> Install
 
 fn doors(mx: &[&str], submission: &[&str], policy: &[&str]) -> Doors {
     let addresses = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
-    Doors { mx: addresses(mx), submission: addresses(submission), policy: addresses(policy) }
+    let [mx, submission, policy] = [mx, submission, policy].map(addresses);
+    Doors { mx, submission, policy, hostname: None }
 }
 
 fn mx() -> Doors {
@@ -382,4 +383,16 @@ fn with_options(mut postfix: Installed, name: &str, options: &[(&str, &str)]) ->
     let options = options.iter().map(|(name, value)| ((*name).into(), (*value).into()));
     service.options.extend(options);
     postfix
+}
+
+#[test]
+fn a_name_that_is_not_postfixs_own_is_warned_of() {
+    let postfix = postfix(&[("myhostname", "mx1.example.org")]);
+    let warned = |hostname: Option<&str>| {
+        let doors = Doors { hostname: hostname.map(Into::into), ..mx() };
+        let warnings = Plan::set_up(&postfix, &doors).warnings;
+        warnings.iter().any(|warning| warning.contains("Postfix calls it mx1.example.org"))
+    };
+    assert!(!warned(None) && !warned(Some("mx1.example.org")));
+    assert!(warned(Some("mx.example.org")));
 }
