@@ -17,8 +17,8 @@ use postpone::clock::Time;
 use postpone::store::folder::Folder as State;
 use postpone::store::{Change, Home};
 use rustix::process::Signal;
-use support::Folder;
 use support::daemon::Daemon;
+use support::{Folder, wait_until};
 
 /// sysexits.h: EX_DATAERR, EX_NOINPUT, EX_OSERR, EX_CANTCREAT, EX_IOERR, EX_CONFIG.
 const DATA: i32 = 65;
@@ -165,6 +165,17 @@ fn put(path: &Path, table: &'static str, key: u8, bytes: &[u8]) {
     let folder = State::existing(path).ok().unwrap().with_tables(vec![table]);
     let change = Change { table, key: [key; 16], value: Some(bytes.to_vec()) };
     folder.open().unwrap().commit(&[change]).unwrap();
+    drop(folder);
+    is_free(path);
+}
+
+/// Waits until nobody uses the folder that this process has let go: one that another test starts
+/// holds the lock as well, until it becomes another program.
+fn is_free(path: &Path) {
+    wait_until("the folder to be free", || {
+        let said = at(path, &["check"], "").stderr;
+        (!text(&said).contains("is using it")).then_some(())
+    });
 }
 
 #[test]
@@ -226,6 +237,7 @@ fn an_export_made_with_another_secret_is_taken_only_where_nothing_is_known_yet()
     let path = &folder.path().join("state");
     // As a daemon leaves it that was started once and has served nobody.
     drop(State::open(path, NOW).ok().unwrap());
+    is_free(path);
     done(&at(path, &["import", "-"], &all()));
     assert_eq!(exported(path), all());
 
@@ -281,6 +293,7 @@ fn a_folder_that_is_in_use_or_of_a_later_version_is_left_alone() {
         assert_eq!(said, format!("{}: {in_use}\n", path.display()));
     }
     drop(used);
+    is_free(path);
     let identity = path.join("identity");
     let earlier = fs::read_to_string(&identity).unwrap();
     fs::write(&identity, earlier.replace("state 1", "state 2")).unwrap();
