@@ -95,9 +95,9 @@ impl Context<'_> {
 
     /// The recipient's, at RCPT.
     pub fn recipient_key(&self) -> Option<Key> {
-        let make = |mailbox: &str| self.key("recipient", mailbox.as_bytes());
-        let mailbox = self.recipient_mailbox()?;
-        Some(*self.keys.recipient.get_or_init(|| make(&mailbox)))
+        let mailbox = |recipient| self.policy.recipients().mailbox(recipient);
+        let make = |recipient| self.key("recipient", mailbox(recipient).as_bytes());
+        self.recipient().map(|recipient| *self.keys.recipient.get_or_init(|| make(recipient)))
     }
 
     /// The mailbox by which the recipient counts, at RCPT.

@@ -58,6 +58,8 @@ impl Debug for ClientText {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
     text: Box<str>,
+    /// The length of the local part, which a dozen questions about an address begin with.
+    local: usize,
     place: Place,
 }
 
@@ -109,24 +111,27 @@ impl Address {
     pub fn resolved(path: &[u8], by_mta: &[u8]) -> Self {
         let written = Self::new(path);
         let told = bounded(by_mta);
+        if written.place == Place::Named && *told == *written.text {
+            return written;
+        }
         let told = Mailbox::written(&told);
-        let (written_to, told_to) = (written.place.clone(), Place::of(&told));
+        let end = told.domain.as_deref().map(domain::canonical);
+        let (written_to, told_to) = (written.place.clone(), Place::of(&told, end.as_deref()));
         match (written_to, told_to) {
             _ if told.local.is_empty() => written,
             // A backslash is left of what the client has written, if anything.
             (Place::Unknown, _) if told.domain.is_none() && !mailbox::encloses(&told.local) => {
-                Self::at(told, Place::Here)
+                Self::at(&told.local, None, Place::Here)
             }
             // It is what the MTA has arrived at: it looks for no other address within.
             (Place::Unknown | Place::Here, Place::Named | Place::Unknown) => {
-                let end = told.domain.as_deref().map(|name| domain::canonical(name).into_owned());
                 match end.filter(|name| !told.odd && domain::is_qualified(name)) {
-                    Some(_) => Self::at(told, Place::Named),
+                    Some(name) => Self::at(&told.local, Some(&name), Place::Named),
                     None => written,
                 }
             }
             (Place::Named, Place::Named | Place::Unknown) => {
-                let end = told.domain.as_deref().map(domain::canonical).unwrap_or_default();
+                let end = end.unwrap_or_default();
                 match end == written.domain() || !domain::is_qualified(&end) {
                     true => written,
                     false => Self { place: Place::Mapped(end.into()), ..written },
@@ -137,28 +142,40 @@ impl Address {
     }
 
     fn of(mailbox: Mailbox<'_>) -> Self {
-        let place = Place::of(&mailbox);
-        Self::at(mailbox, place)
+        let name = mailbox.domain.as_deref().map(domain::canonical);
+        let place = Place::of(&mailbox, name.as_deref());
+        Self::at(&mailbox.local, name.as_deref(), place)
     }
 
-    fn at(Mailbox { local, domain, .. }: Mailbox<'_>, place: Place) -> Self {
-        let mut text = mailbox::quoted(&local).into_owned();
+    /// With the canonical name of its domain.
+    fn at(local: &str, name: Option<&str>, place: Place) -> Self {
+        let (local, name) = (mailbox::quoted(local), name.filter(|name| !name.is_empty()));
+        let length = local.len() + name.map_or(0, |name| 1 + name.len());
+        let mut text = String::with_capacity(length);
+        text += &local;
         let end = text.len();
-        if let Some(name) = domain.as_deref().map(domain::canonical).filter(|d| !d.is_empty()) {
+        if let Some(name) = name {
             text.push('@');
-            text += &name;
+            text += name;
         }
         match text.len() <= LONGEST {
-            true => Self { text: text.into(), place },
+            true => Self::whole(text, place),
             // Longer than any mailbox may be. What is left names no domain.
             false => {
                 text.truncate(text.floor_char_boundary(LONGEST - 1));
                 if text.starts_with('"') && text.len() < end {
                     text.push('"');
                 }
-                Self { text: text.into(), place: Place::Unknown }
+                Self::whole(text, Place::Unknown)
             }
         }
+    }
+
+    fn whole(text: String, place: Place) -> Self {
+        // An `@` within quotes ends nothing.
+        let parts = text.rsplit_once('@').filter(|(_, domain)| !domain.ends_with('"'));
+        let local = parts.map_or(text.len(), |(local, _)| local.len());
+        Self { text: text.into(), local, place }
     }
 
     /// `local@domain`; empty for the null sender.
@@ -178,17 +195,12 @@ impl Address {
 
     /// The local part; all of the address if it has no domain.
     pub fn local(&self) -> &str {
-        self.parts().map_or(&self.text, |(local, _)| local)
+        &self.text[..self.local]
     }
 
     /// The domain; empty if it has none.
     pub fn domain(&self) -> &str {
-        self.parts().map_or("", |(_, domain)| domain)
-    }
-
-    fn parts(&self) -> Option<(&str, &str)> {
-        // An `@` within quotes ends nothing.
-        self.text.rsplit_once('@').filter(|(_, domain)| !domain.ends_with('"'))
+        self.text.get(self.local + 1..).unwrap_or_default()
     }
 
     /// The same without quotes, as Postfix tells it to a policy service.
@@ -254,11 +266,12 @@ impl Address {
 }
 
 impl Place {
-    fn of(mailbox: &Mailbox<'_>) -> Self {
+    /// Of a mailbox and the canonical name of its domain.
+    fn of(mailbox: &Mailbox<'_>, name: Option<&str>) -> Self {
         if mailbox.odd || mailbox::encloses(&mailbox.local) {
             return Self::Unknown;
         }
-        match mailbox.domain.as_deref().map(domain::canonical).as_deref() {
+        match name {
             None | Some("" | "localhost") => Self::Here,
             Some(name) if name.starts_with('[') && name.ends_with(']') => Self::Here,
             Some(name) if domain::is_qualified(name) => Self::Named,

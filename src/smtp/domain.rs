@@ -72,16 +72,21 @@ as_text!(Domain);
 /// least, the last one no number. A single label may become another name, since MTAs complete it,
 /// and an address without brackets is an address literal to some.
 pub fn is_qualified(name: &str) -> bool {
-    let letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-    let label = |label: &str| !label.is_empty() && label.bytes().all(letter);
-    let numeric = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit());
-    name.len() <= LONGEST
-        && name.rsplit_once('.').is_some_and(|(_, last)| !numeric(last))
-        && name.split('.').all(label)
+    let bytes = name.as_bytes();
+    let letter = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let label = |label: &[u8]| !label.is_empty() && label.iter().all(letter);
+    let last_dot = bytes.iter().rposition(|byte| *byte == b'.');
+    bytes.len() <= LONGEST
+        && last_dot.is_some_and(|dot| !bytes[dot + 1..].iter().all(u8::is_ascii_digit))
+        && bytes.split(|byte| *byte == b'.').all(label)
         && (!has_a_label(name) || to_ascii(name).is_some())
 }
 
 fn has_a_label(name: &str) -> bool {
+    // Of nearly every name that is all there is to ask.
+    if !name.as_bytes().windows(2).any(|pair| pair == b"--") {
+        return false;
+    }
     let begins = |label: &str| {
         label.get(..4).is_some_and(|beginning| beginning.eq_ignore_ascii_case("xn--"))
     };

@@ -43,7 +43,8 @@ impl<'a> Mailbox<'a> {
             None => (text, None),
         };
         let literal = domain.is_some_and(|domain| domain.starts_with('['));
-        let odd = !literal && domain.is_some_and(|domain| domain.contains(is_special));
+        let special = |byte: u8| is_special(byte.into());
+        let odd = !literal && domain.is_some_and(|domain| domain.bytes().any(special));
         Self { local: local.into(), domain: domain.map(Cow::from), odd }
     }
 
@@ -73,7 +74,7 @@ impl<'a> Mailbox<'a> {
 
 /// Whether a local part may enclose another address.
 pub fn encloses(local: &str) -> bool {
-    local.contains(['@', '!', '%'])
+    local.bytes().any(|byte| matches!(byte, b'@' | b'!' | b'%'))
 }
 
 /// A local part as it is written with the fewest quotes.
@@ -117,7 +118,9 @@ fn without_route(path: &str) -> &str {
 
 /// RFC 5322 section 3.2.3.
 fn is_atext(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~".contains(&byte)
+    byte.is_ascii_alphanumeric()
+        || matches!(byte, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'/' | b'=' | b'?' | b'^'..=b'`')
+        || matches!(byte, b'{'..=b'~')
 }
 
 fn is_special(c: char) -> bool {
