@@ -74,8 +74,8 @@
 //! - Behaviour is the last to settle, since it takes in what greylisting has seen; it is asked
 //!   through [`policy::signal::Context::score`] by whoever needs it, once an event.
 //! - The milter front has a session loop of its own instead of indymilter's. That one is two tasks,
-//!   channels, a boxed future and a two-hour timer a frame: an empty filter over it costs 157,000
-//!   instructions a session of one message and 19 kB while it is open, ours with all its rules 64,000
+//!   channels, a boxed future and a two-hour timer a frame: an empty filter over it costs 156,000
+//!   instructions a session of one message and 19 kB while it is open, ours with all its rules 71,000
 //!   and 3 kB (`benches/milter.rs`). One peer's macros took 134 MiB there, a peer that did not read
 //!   held the end of the daemon for two hours, and neither could be mended from outside.
 //!   indymilter's types stay the vocabulary, and a filter over its loop is what
