@@ -256,6 +256,16 @@ impl Engine {
         crossing
     }
 
+    /// Only these sensors of the load count from now on.
+    pub fn count_only(&self, sensors: Vec<Arc<str>>) {
+        let load = &self.memory.load;
+        let crossing = load.count_only(sensors);
+        self.telemetry.sensors(&load.sensors(), load.level(), load.shares());
+        if let Some(crossing) = &crossing {
+            self.telemetry.crossed(crossing);
+        }
+    }
+
     /// Whether the load acts.
     pub fn load_mode(&self) -> Mode {
         self.policy.load().load().mode

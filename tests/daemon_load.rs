@@ -269,6 +269,26 @@ fn a_reload_changes_marks_and_takes_sensors_away() {
     assert!(!daemon.lines().iter().any(|line| line.contains("only at a restart")));
 }
 
+/// Whoever takes a sensor away does so because it errs, and does not want to wait for it.
+#[test]
+fn a_sensor_that_a_reload_takes_away_refuses_nobody_from_then_on() {
+    let proc = Folder::new("proc");
+    pressure(&proc, 99.0);
+    let slow = |marks: &str| {
+        kernel(&proc, marks).replace("\"1ms\"\nramp = \"1ms\"", "\"1h\"\nramp = \"1h\"")
+    };
+    let daemon = Daemon::start(&slow(CPU));
+    told(&daemon, "critical", "pressure.cpu");
+    assert_eq!(stranger(&daemon).0, "connect");
+    daemon.reload(&slow(""));
+    daemon.line("the reload", |line| line.contains("reloaded"));
+    assert_eq!(stranger(&daemon), ("helo", "continue".into()));
+    assert_eq!(daemon.metric(LEVEL, &[]), 0.0);
+    assert_eq!(daemon.metric(ADMITTED, &[("standing", "unknown")]), 1.0);
+    is_on(&daemon, "pressure.cpu", false);
+    assert!(!daemon.told(&["status", "--all"]).contains("critical"));
+}
+
 #[test]
 fn what_is_watched_only_from_a_reload_on_is_watched() {
     let proc = Folder::new("proc");

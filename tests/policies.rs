@@ -281,7 +281,7 @@ fn refused(mut settings: Settings, messages: u32, pace: &Pace) -> Vec<String> {
 fn no_ready_policy_refuses_anybody_for_the_pressure_of_the_processor_alone() {
     for name in ["small-site", "large-mx", "submission"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("conf/{name}.toml"));
-        let policy: toml::Table = std::fs::read_to_string(path).unwrap().parse().unwrap();
+        let policy: toml::Table = fs::read_to_string(path).unwrap().parse().unwrap();
         let cpu = policy.get("load").and_then(|load| load.get("pressure")?.get("cpu"));
         for mark in ["high", "critical", "full"] {
             assert!(cpu.and_then(|cpu| cpu.get(mark)).is_none(), "{name}: {mark}");

@@ -92,6 +92,7 @@ impl Sampler {
         let task = Task { sensors: load.sensors(), period: load.period.duration() };
         self.lateness.turn(task.sensors.iter().any(|sensor| sensor.source == Source::Delay));
         let any = !task.sensors.is_empty();
+        self.engine.count_only(task.sensors.iter().map(|sensor| sensor.name.clone()).collect());
         self.task.send_replace(task);
         // What was a long time by then may be a short one now.
         self.pulse.beat();

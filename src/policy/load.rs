@@ -265,6 +265,8 @@ struct Watch {
     /// Until when the level is kept.
     held_until: Time,
     last: Option<Time>,
+    /// The sensors that count; none where nobody has said so.
+    counts: Option<Vec<Arc<str>>>,
 }
 
 /// Lets a part of those who come pass, evenly: half means every second one.
@@ -290,6 +292,11 @@ impl Gate {
 
     fn admits(&self) -> bool {
         self.credit() + self.share() >= 1.0
+    }
+
+    /// Lets in this part from now on.
+    fn lets_in(&self, share: f64) {
+        self.share.store((share as f32).to_bits(), Ordering::Relaxed);
     }
 
     /// Somebody has come, and was let in or not.
@@ -412,6 +419,12 @@ impl Memory {
         self.0.open.load(Ordering::Relaxed)
     }
 
+    /// Only these sensors count from now on. Where the one that has caused the level is not among
+    /// them, nobody is put off for it any longer.
+    pub fn count_only(&self, sensors: Vec<Arc<str>>) -> Option<Crossing> {
+        self.0.count_only(sensors)
+    }
+
     /// Takes in what all sensors say now. Called by one only, beside the mail path.
     pub fn observe(&self, samples: Vec<Sample>, params: &Params, now: Time) -> Option<Crossing> {
         self.0.observe(samples, params, now)
@@ -439,8 +452,35 @@ impl Host {
         self.watch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn observe(&self, samples: Vec<Sample>, params: &Params, now: Time) -> Option<Crossing> {
+    fn count_only(&self, sensors: Vec<Arc<str>>) -> Option<Crossing> {
         let mut watch = self.watch();
+        for seen in &mut watch.seen {
+            if !sensors.contains(&seen.sample.sensor) {
+                seen.sample.reading = Err("it is not in the settings any longer".into());
+                seen.level = Level::Normal;
+            }
+        }
+        let gone = watch.cause.as_ref().is_some_and(|cause| !sensors.contains(&cause.sensor));
+        watch.counts = Some(sensors);
+        if !gone {
+            return None;
+        }
+        let (from, to) = (self.level(), watch.seen.iter().map(|seen| seen.level).max());
+        let to = to.unwrap_or_default();
+        watch.held_until = Time::default();
+        watch.cause = cause(&watch.seen, to);
+        let shares = shares(to, strain(&watch.seen, to));
+        self.gates.iter().zip(shares).for_each(|(gate, share)| gate.lets_in(share));
+        self.level.store(to as u8, Ordering::Relaxed);
+        (from != to).then(|| Crossing { from, to, cause: watch.cause.clone() })
+    }
+
+    fn observe(&self, mut samples: Vec<Sample>, params: &Params, now: Time) -> Option<Crossing> {
+        let mut watch = self.watch();
+        if let Some(counts) = &watch.counts {
+            // A reading may have been under way when it was taken away.
+            samples.retain(|sample| counts.contains(&sample.sensor));
+        }
         let before = |name: &str| {
             let seen = watch.seen.iter().find(|seen| *seen.sample.sensor == *name);
             seen.map_or(Level::Normal, |seen| seen.level)
