@@ -54,6 +54,10 @@ lint:
 	packaging/patiently cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
 
+test-fresh:
+	packaging/tools test-fresh
+	packaging/fresh $(PART)
+
 packages:
 	packaging/tools packages
 	$(MAKE) build
