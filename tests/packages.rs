@@ -109,7 +109,9 @@ fn the_first_hour(package: Package) {
 
     let journal = container.does("journalctl --unit=postpone --output=cat");
     assert!(
-        journal.contains(&format!("reason=greylist mode=enforce event=rcpt client={CLIENT}")),
+        journal.contains(&format!(
+            "client={CLIENT} action=defer reason=greylist mode=enforce event=rcpt"
+        )),
         "{journal}"
     );
     let explained = container.does(&format!("postpone explain {CLIENT}"));
@@ -355,7 +357,12 @@ fn a_postfix_in_its_chroot_asks_by_a_unix_socket_with_the_drop_in() {
     container.does("systemctl daemon-reload; systemctl restart postpone");
     let said = container.does("postpone setup postfix --apply");
     assert!(said.contains("unix:postpone/milter.sock"), "{said}");
-    assert!(!said.contains("warning"), "{said}");
+    // This host's Postfix is not called as the settings say, and looks up no names.
+    let others = ["replies name this host", "smtpd_peername_lookup = no"];
+    let warnings = said.lines().filter(|line| line.starts_with("warning: "));
+    let warnings: Vec<_> =
+        warnings.filter(|line| !others.iter().any(|it| line.contains(it))).collect();
+    assert!(warnings.is_empty(), "{said}");
     known(&container);
 }
 
@@ -426,14 +433,16 @@ fn the_queue_can_be_counted_with_the_drop_in_and_not_without() {
     let queue = "[load.queue]\npath = \"/var/spool/postfix\"\nactive = { high = 1_000 }\n";
     container.write(FILE, &format!("{SETTINGS}{queue}"));
     container.does("systemctl restart postpone");
-    container.until("postpone ctl status | grep 'queue.active: off: .* closed to this user'");
+    // In one line, whatever is wrapped.
+    let status = "postpone ctl status --all | tr -s '\\n ' ' '";
+    container.until(&format!("{status} | grep 'queue.active is off: .* closed to this user'"));
 
     let place = "/etc/systemd/system/postpone.service.d";
     container.does(&format!(
         "mkdir -p {place} && cp /usr/share/doc/postpone/examples/systemd/queue.conf {place}/"
     ));
     container.does("systemctl daemon-reload; systemctl restart postpone");
-    container.until("postpone ctl status | grep 'queue.active: 0,'");
+    container.until(&format!("{status} | grep ' 0 messages in the queue (active)'"));
     let pid = show(&container, "MainPID");
     let status = container.read(&format!("/proc/{pid}/status"));
     // CAP_DAC_READ_SEARCH is capability 2.
