@@ -193,13 +193,20 @@ fn serve(file: Option<PathBuf>) -> ExitCode {
         // Where nobody reads standard error, the exit code must do.
         let _ = write!(io::stderr(), "{text}");
     };
+    let early = match daemon::Early::new() {
+        Ok(early) => early,
+        Err(why) => {
+            error(&mut io::stderr(), &format_args!("cannot watch signals: {why}"));
+            return exit::SYSTEM.into();
+        }
+    };
     let Some(file) = file else {
-        return daemon::serve(Settings::default(), Named::default(), DEFAULT_FILE.into());
+        return daemon::serve(early, Settings::default(), Named::default(), DEFAULT_FILE.into());
     };
     match Settings::load(&file) {
         Ok(Checked { settings, report, named }) => {
             say(&report);
-            daemon::serve(settings, named, file)
+            daemon::serve(early, settings, named, file)
         }
         Err(Unusable(report)) => {
             say(&report);

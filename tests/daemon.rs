@@ -3,14 +3,16 @@
 
 mod support;
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use support::daemon::Daemon;
 use support::milter::*;
 use support::{Folder, wait_until};
@@ -237,4 +239,44 @@ fn holds_ten_thousand_sessions() {
     drop(held);
     wait_until("every session to end", || (daemon.metric(SESSIONS_OPEN, &[]) == 0.0).then_some(()));
     assert_eq!(daemon.metric("postpone_failures_total", &[]), 0.0);
+}
+
+#[test]
+fn signals_that_mean_no_end_do_not_end_a_daemon_that_has_not_begun_to_serve() {
+    let folder = Folder::new("early");
+    let file = folder.path().join("postpone.toml");
+    mknodat(CWD, &file, FileType::Fifo, Mode::RWXU, 0).unwrap();
+    let mut daemon =
+        Command::new("setpriv") // so that it ends even when we are killed
+            .args([
+                "--pdeathsig",
+                "KILL",
+                "--",
+                env!("CARGO_BIN_EXE_postpone"),
+                "serve",
+                "--config",
+            ])
+            .arg(&file)
+            .env_remove("NOTIFY_SOCKET")
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("setpriv (util-linux) starts postpone");
+    // Opened once the daemon opens it, which then waits for the settings.
+    let mut pipe = OpenOptions::new().write(true).open(&file).unwrap();
+    let settings = "limit = []\n[[listen]]\nmilter = \"inet:127.0.0.1:0\"\n[state]\npath = \"none\"\n\
+                    [control]\nhttp = \"none\"\nsocket = \"none\"\n";
+    fs::remove_file(&file).unwrap();
+    folder.write("postpone.toml", settings);
+    let pid = Pid::from_child(&daemon);
+    for signal in [Signal::HUP, Signal::USR1, Signal::USR2, Signal::ALARM, Signal::IO] {
+        kill_process(pid, signal).unwrap();
+    }
+    pipe.write_all(settings.as_bytes()).expect("the daemon still reads");
+    drop(pipe);
+    let mut log = BufReader::new(daemon.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(log.any(|line| line.contains("serving")), "it serves");
+    assert!(log.any(|line| line.contains("reloaded")), "the reload that was asked for is done");
+    kill_process(pid, Signal::TERM).unwrap();
+    assert!(log.any(|line| line.contains("stopped")), "it stops when told to");
+    assert_eq!(daemon.wait().unwrap().code(), Some(0));
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use tokio::runtime::{self, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
@@ -22,6 +23,29 @@ pub(super) const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// milliseconds of the main thread, and locks none of it for more than some microseconds.
 const SWEEP_PARTS: usize = 32;
 
+/// What is watched before anything is read: a signal that means no end must not be one because it
+/// comes early. A reload that is asked for then is done once the daemon serves.
+pub struct Early {
+    pub(super) runtime: Runtime,
+    pub(super) hangup: Signal,
+}
+
+impl Early {
+    /// Watches from now on, with the main thread's runtime. No thread is started.
+    pub fn new() -> io::Result<Self> {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let inside = runtime.enter();
+        let hangup = signal(SignalKind::hangup())?;
+        // Tokio's handler stays when nobody listens any more.
+        let meaningless = [SignalKind::user_defined1(), SignalKind::user_defined2()];
+        for kind in meaningless.into_iter().chain([SignalKind::alarm(), SignalKind::io()]) {
+            drop(signal(kind)?);
+        }
+        drop(inside);
+        Ok(Self { runtime, hangup })
+    }
+}
+
 /// Signals that mean something to us.
 pub(super) struct Signals {
     hangup: Signal,
@@ -30,10 +54,10 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Watches them from now on.
-    pub(super) fn new() -> io::Result<Self> {
+    /// Watches those too that end a daemon, from now on: before it serves, nothing is to be saved.
+    pub(super) fn new(hangup: Signal) -> io::Result<Self> {
         Ok(Self {
-            hangup: signal(SignalKind::hangup())?,
+            hangup,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         })

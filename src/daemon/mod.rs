@@ -24,10 +24,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::runtime;
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
+pub use self::attend::Early;
 use self::attend::{Attendant, SWEEP_EVERY, Signals, Told};
 use self::confine::{Confined, Needs};
 use self::log::Logging;
@@ -54,7 +54,7 @@ const SPARE_DESCRIPTORS: u64 = 192;
 const KNOWN_WITHIN: Duration = Duration::from_secs(3);
 
 /// Serves until told to stop.
-pub fn serve(settings: Settings, named: Named, file: PathBuf) -> ExitCode {
+pub fn serve(early: Early, settings: Settings, named: Named, file: PathBuf) -> ExitCode {
     let max_sessions = raise_descriptors();
     let service = Service::of_environment();
     let mut notes = Notes::default();
@@ -71,7 +71,7 @@ pub fn serve(settings: Settings, named: Named, file: PathBuf) -> ExitCode {
     let told = prepared.and_then(|prepared| {
         confined.tell();
         let service = &service;
-        Daemon { settings, file, max_sessions, service, confined }.run(prepared, &logging)
+        Daemon { settings, file, max_sessions, service, confined }.run(early, prepared, &logging)
     });
     let code = match told {
         Ok(()) => 0,
@@ -95,17 +95,16 @@ struct Daemon<'a> {
 }
 
 impl Daemon<'_> {
-    fn run(self, prepared: Prepared, logging: &Logging) -> Result<(), Trouble> {
+    fn run(self, early: Early, prepared: Prepared, logging: &Logging) -> Result<(), Trouble> {
         let system = |what| move |error| Trouble::System(what, error);
         let Self { settings, file, max_sessions, service, confined } = self;
+        let Early { runtime: main, hangup } = early;
         let Prepared { sockets, metrics, control, folder, files, secret, engine } = prepared;
         let begun = folder.as_ref().map_or_else(|| SystemClock.now(), Folder::begun);
         engine.memory().behaviour.begun(begun);
         let desk = Arc::new(policyd::Desk::new(&secret));
-        let main = runtime::Builder::new_current_thread().enable_all().build();
-        let main = main.map_err(system("cannot start a runtime"))?;
         let _inside = main.enter();
-        let mut signals = Signals::new().map_err(system("cannot watch signals"))?;
+        let mut signals = Signals::new(hangup).map_err(system("cannot watch signals"))?;
         let keeper = folder.map(|folder| keep(folder, &engine, &settings.state)).transpose();
         let keeper = keeper.map_err(system("cannot start the state's thread"))?;
         let listeners: Arc<[Arc<str>]> =
