@@ -83,6 +83,8 @@ fn what_is_no_toml_and_what_cannot_be_read_are_mistakes_as_well() {
         ("twice.toml", "[log]\nlevel = \"info\"\nlevel = \"warn\"\n", "twice.toml:3:"),
         ("list.toml", "[access]\ndeny = [\"file:/no/such/list\"]\n", "/no/such/list: No such file"),
         ("other.toml", "[postpone]\n", "unknown section `postpone`: expected one of server"),
+        ("key.toml", "grace = \"30s\"\n", "`grace` stands in no section: expected it in [server]"),
+        ("mode.toml", "mode = \"off\"\n", "expected it in [behaviour], [greylist], [[limit]], [load]"),
     ] {
         let output = check(&folder.write(name, content));
         let said = text(&output.stderr);

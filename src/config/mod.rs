@@ -381,7 +381,7 @@ impl Settings {
         });
         let state = reader.section(&mut root, "state", State::check);
         let log = reader.section(&mut root, "log", |_: &Log| Vec::new());
-        reader.nothing_left(root, &SECTIONS);
+        reader.nothing_left(root, &SECTIONS, sections_of);
         let report = reader.report(file);
         if report.has_errors() {
             return Err(Unusable(report));
@@ -550,6 +550,20 @@ fn can_never_fire(
     let trusted_only = limit.when.standing.as_ref().is_some_and(trusted_only);
     (exempt_for_good && trusted_only)
         .then(|| Complaint::warning("when", "it can never fire: trusted clients are exempt"))
+}
+
+/// The sections that have this key.
+fn sections_of(key: &str) -> Vec<String> {
+    let defaults = toml::Table::try_from(Settings::default()).unwrap_or_default();
+    let all = defaults.iter().filter_map(|(name, section)| match section {
+        toml::Value::Table(section) => section.contains_key(key).then(|| format!("[{name}]")),
+        toml::Value::Array(entries) => {
+            let has = |entry: &toml::Value| entry.get(key).is_some();
+            entries.iter().any(has).then(|| format!("[[{name}]]"))
+        }
+        _ => None,
+    });
+    all.collect()
 }
 
 /// The sections, as they stand in a file.

@@ -85,14 +85,28 @@ impl<'a> Reader<'a> {
         Some(list)
     }
 
-    /// Complains about whatever no part has taken.
-    pub fn nothing_left(&mut self, root: DeTable<'a>, known: &[&str]) {
-        for key in root.keys() {
-            let (name, expected) = (key.get_ref(), known.join(", "));
-            let meant = did_you_mean(name, known.iter().copied());
-            let expected = meant.unwrap_or_else(|| format!("expected one of {expected}"));
-            let message = format!("unknown section `{name}`: {expected}");
-            self.note(Severity::Error, Some(key.span()), key.get_ref().to_string(), message);
+    /// Complains about whatever no part has taken. A key that stands above all sections belongs into
+    /// one of those that `sections_of` it tells.
+    pub fn nothing_left(
+        &mut self,
+        root: DeTable<'a>,
+        known: &[&str],
+        sections_of: impl Fn(&str) -> Vec<String>,
+    ) {
+        for (key, value) in root {
+            let name = key.get_ref();
+            let sections = sections_of(name);
+            let is_section = matches!(value.get_ref(), DeValue::Table(_) | DeValue::Array(_));
+            let message = match did_you_mean(name, known.iter().copied()) {
+                _ if !is_section && !sections.is_empty() => {
+                    format!("`{name}` stands in no section: expected it in {}", sections.join(", "))
+                }
+                Some(meant) => format!("unknown section `{name}`: {meant}"),
+                None => {
+                    format!("unknown section `{name}`: expected one of {}", known.join(", "))
+                }
+            };
+            self.note(Severity::Error, Some(key.span()), name.to_string(), message);
         }
     }
 
@@ -128,7 +142,8 @@ impl<'a> Reader<'a> {
         mut value: Spanned<DeValue<'a>>,
         place: &str,
     ) -> (Option<T>, bool) {
-        let mut left_out: Vec<String> = Vec::new();
+        let whole = value.clone();
+        let mut left_out: Vec<Cut> = Vec::new();
         loop {
             let error = match T::deserialize(ValueDeserializer::from(value.clone())) {
                 Ok(read) => return (Some(read), left_out.is_empty()),
@@ -138,26 +153,30 @@ impl<'a> Reader<'a> {
             // serde tells the place of a list, and not that of the entry.
             let bad = bad_entries::<T>(&value, &span);
             if !bad.is_empty() {
-                let key = key_at(&value, &span).unwrap_or_default();
+                let key = format!("{place}{}", path_to(&whole, &span));
                 for (at, message) in &bad {
                     let text = self.text.get(at.clone()).unwrap_or_default();
-                    let (key, message) = (format!("{place}.{key}"), in_words(message, text));
-                    self.note(Severity::Error, Some(at.clone()), key, message);
+                    let message = in_words(message, text);
+                    self.note(Severity::Error, Some(at.clone()), key.clone(), message);
                 }
                 if let Some(entries) = list_at(&mut value, &span) {
                     let good = |entry: &Spanned<_>| bad.iter().all(|(at, _)| *at != entry.span());
                     let all = std::mem::replace(entries, DeArray::new()).into_iter();
                     *entries = all.filter(good).collect();
                 }
-                left_out.push(String::new());
+                left_out.push(Cut::Entry);
                 continue;
             }
-            let missing = |key: &String| error.message() == format!("missing field `{key}`");
+            let is_missing = |cut: &Cut| match cut {
+                Cut::Key { table, key } => {
+                    *table == span && error.message() == format!("missing field `{key}`")
+                }
+                Cut::Entry => false,
+            };
             // It is missing because it was left out: what it belongs to goes too, and in silence.
-            let told = left_out.iter().any(missing);
+            let told = left_out.iter().any(is_missing);
             if !told {
-                let key = key_at(&value, &span);
-                let key = key.map_or(place.to_owned(), |key| format!("{place}.{key}"));
+                let key = format!("{place}{}", path_to(&whole, &span));
                 let text = self.text.get(span.clone()).unwrap_or_default();
                 let message = in_words(error.message(), text);
                 self.note(Severity::Error, Some(span.clone()), key, message);
@@ -202,12 +221,27 @@ fn bad_entries<T: DeserializeOwned>(
     bad
 }
 
+/// What was left out of a value.
+enum Cut {
+    /// A key of the table at this place.
+    Key { table: Range<usize>, key: String },
+    /// An entry of a list.
+    Entry,
+}
+
+/// Whether this is the place of a value itself, and of nothing in it: a list of `[[name]]` has the
+/// place of its first table.
+fn is_at(value: &Spanned<DeValue<'_>>, at: &Range<usize>) -> bool {
+    let within = |entry: &Spanned<_>| entry.span() == *at;
+    value.span() == *at && !value.get_ref().as_array().is_some_and(|all| all.iter().any(within))
+}
+
 /// The list whose place this is.
 fn list_at<'v, 'i>(
     value: &'v mut Spanned<DeValue<'i>>,
     at: &Range<usize>,
 ) -> Option<&'v mut DeArray<'i>> {
-    let here = value.span() == *at;
+    let here = is_at(value, at);
     match value.get_mut() {
         DeValue::Array(entries) => match here {
             true => Some(entries),
@@ -238,34 +272,50 @@ fn is_of(key: &Spanned<Cow<'_, str>>, value: &Spanned<DeValue<'_>>, at: &Range<u
     holds(&key.span(), at) || covers(value, at)
 }
 
-/// The key of a table that a place belongs to.
-fn key_at(value: &Spanned<DeValue<'_>>, at: &Range<usize>) -> Option<String> {
-    let mut entries = value.get_ref().as_table()?.iter();
-    entries.find(|(key, value)| is_of(key, value, at)).map(|(key, _)| key.get_ref().to_string())
+/// The keys that lead to a place, `.require[2].clients`; which of them in a list of values, the place
+/// itself tells.
+fn path_to(value: &Spanned<DeValue<'_>>, at: &Range<usize>) -> String {
+    match value.get_ref() {
+        DeValue::Table(table) => {
+            let found = table.iter().find(|(key, value)| is_of(key, value, at));
+            found.map_or_else(String::new, |(key, inner)| {
+                format!(".{}{}", key.get_ref(), path_to(inner, at))
+            })
+        }
+        DeValue::Array(entries) => {
+            let found = (1..).zip(entries.iter()).find(|(_, entry)| covers(entry, at));
+            let found = found.filter(|(_, entry)| entry.get_ref().as_table().is_some());
+            found.map_or_else(String::new, |(number, entry)| {
+                format!("[{number}]{}", path_to(entry, at))
+            })
+        }
+        _ => String::new(),
+    }
 }
 
 /// Takes out the innermost key or entry of a list that a place belongs to, and says what it was; not
 /// the value itself.
-fn cut(value: &mut Spanned<DeValue<'_>>, at: &Range<usize>) -> Option<String> {
+fn cut(value: &mut Spanned<DeValue<'_>>, at: &Range<usize>) -> Option<Cut> {
+    let of = value.span();
     match value.get_mut() {
         DeValue::Table(table) => {
             let (key, inner) = table.iter_mut().find(|(key, value)| is_of(key, value, at))?;
-            let (name, here) = (key.get_ref().to_string(), inner.span() == *at);
+            let (key, here) = (key.get_ref().to_string(), is_at(inner, at));
             match (!here).then(|| cut(inner, at)).flatten() {
                 Some(what) => Some(what),
-                None => table.remove(name.as_str()).map(|_| name),
+                None => table.remove(key.as_str()).map(|_| Cut::Key { table: of, key }),
             }
         }
         DeValue::Array(entries) => {
             let place = entries.iter().position(|entry| covers(entry, at))?;
-            let here = entries[place].span() == *at;
+            let here = is_at(&entries[place], at);
             match (!here).then(|| cut(&mut entries.as_mut()[place], at)).flatten() {
                 Some(what) => Some(what),
                 None => {
                     let mut number = 0..;
                     let others = std::mem::replace(entries, DeArray::new()).into_iter();
                     *entries = others.filter(|_| number.next() != Some(place)).collect();
-                    Some(String::new())
+                    Some(Cut::Entry)
                 }
             }
         }

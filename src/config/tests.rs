@@ -71,6 +71,58 @@ fn meaning_is_checked_where_everything_could_be_read() {
     );
 }
 
+/// What was left out because it cannot be read is not told as missing as well, and what is missing
+/// elsewhere is.
+#[test]
+fn a_mistake_is_told_once_whatever_it_stands_in() {
+    let good = r#"[[access.require]]
+recipient_domain = "bank.example"
+tls = true
+clients = ["192.0.2.0/24"]
+
+[[limit]]
+name = "velocity"
+count = "messages"
+quota = "60/1m"
+per = ["network"]
+when = { standing = ["unknown"] }
+
+[[load.probe]]
+name = "lmtp"
+connect = "inet:127.0.0.1:24"
+
+[[load.disk]]
+path = "/var"
+
+[[load.cgroup]]
+path = "/sys/fs/cgroup/postfix"
+
+[load.allowance.high]
+suspect = 0.1
+unknown = 0.2
+proven = 1.0
+
+[[listen]]
+milter = "inet:127.0.0.1:7421"
+"#;
+    assert_eq!(mistakes(good), [] as [&str; 0]);
+    for (number, line) in (1..).zip(good.lines()) {
+        let Some((key, _)) = line.split_once(" = ") else { continue };
+        // No key is a date.
+        let broken = good.replace(line, &format!("{key} = 1979-05-27"));
+        let found = mistakes(&broken);
+        assert_eq!(found.len(), 1, "{key}: {found:#?}");
+        let begin = format!("postpone.toml:{number}:{}: error: ", key.len() + 4);
+        assert!(found[0].starts_with(&begin), "{found:#?}");
+        assert!(found[0].contains(&format!(".{key}: ")), "{found:#?}");
+    }
+    let two = "[[access.require]]\nrecipient_domain = \".x\"\n[[access.require]]\ntls = true\n";
+    let found = mistakes(two);
+    assert_eq!(found.len(), 2, "{found:#?}");
+    assert!(found[0].contains(":2:20: error: access.require[1].recipient_domain"), "{found:#?}");
+    assert!(found[1].contains(":3:1: error: access.require[2]: expected the key"), "{found:#?}");
+}
+
 #[test]
 fn two_limits_of_one_name_are_an_error_at_the_second() {
     let limit = "[[limit]]\nname = \"a\"\ncount = \"messages\"\nquota = \"1/1m\"\n";

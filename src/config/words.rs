@@ -6,6 +6,8 @@ pub(super) fn in_words(message: &str, text: &str) -> String {
     unknown(&message, "unknown field `", "unknown key")
         .or_else(|| unknown(&message, "unknown variant `", "unknown word"))
         .or_else(|| missing(&message))
+        .or_else(|| one_of(&message))
+        .or_else(|| socket_address(&message))
         .or_else(|| wrong_type(&message, text))
         .unwrap_or(message)
 }
@@ -31,8 +33,11 @@ pub(super) fn did_you_mean<'a>(
     known: impl Iterator<Item = &'a str>,
 ) -> Option<String> {
     let distance = |known: &str| strsim::damerau_levenshtein(&given.to_lowercase(), known);
+    let begins = |known: &str| known.len() > 2 && given.to_lowercase().starts_with(known);
     let nearest = known.map(|known| (distance(known), known)).min();
-    let near = |(distance, _): &(usize, &str)| *distance <= 1 + given.chars().count() / 4;
+    let near = |(distance, known): &(usize, &str)| {
+        *distance <= 1 + given.chars().count() / 4 || begins(known)
+    };
     nearest.filter(near).map(|(_, known)| format!("did you mean `{known}`?"))
 }
 
@@ -41,17 +46,35 @@ fn missing(message: &str) -> Option<String> {
     Some(format!("expected the key `{key}`, which is missing"))
 }
 
+/// `expected one of a, b, or c; not "x"`, as our own words say it, where one of them is near.
+fn one_of(message: &str) -> Option<String> {
+    let (known, given) = message.strip_prefix("expected one of ")?.split_once("; not ")?;
+    let given = given.trim_matches('"');
+    let known = known.split(", ").map(|word| word.trim_start_matches("or "));
+    did_you_mean(given, known).map(|meant| format!("unknown word `{given}`: {meant}"))
+}
+
+/// What the standard library says of one.
+fn socket_address(message: &str) -> Option<String> {
+    let rest = message.strip_prefix("invalid socket address syntax")?;
+    Some(format!("expected an address and a port such as \"127.0.0.1:7423\"{rest}"))
+}
+
 /// `invalid type: string "x", expected a sequence`.
 fn wrong_type(message: &str, text: &str) -> Option<String> {
     let rest = message
         .strip_prefix("invalid type: ")
         .or_else(|| message.strip_prefix("invalid value: "))
-        .or_else(|| message.strip_prefix("invalid length "))?;
-    let expected = rest.rsplit_once(", expected ")?.1;
+        .or_else(|| message.strip_prefix("invalid length "));
+    let expected = match rest {
+        Some(rest) => rest.rsplit_once(", expected ")?.1,
+        None => message.strip_prefix("wanted ")?,
+    };
     let expected = match expected {
         "a sequence" => "a list, such as [\"...\"]",
         "a map" => "a table, such as { key = ... }",
         "a boolean" => "true or false",
+        "path string" => "a path in quotes",
         "a string" | "a borrowed string" | "string or table" => "a text in quotes",
         "u8" | "a nonzero u8" => "a whole number up to 255",
         "u16" | "u32" | "u64" | "usize" => "a whole number",
@@ -96,6 +119,32 @@ mod tests {
                 "invalid value: integer `300`, expected u8",
                 "300",
                 "expected a whole number up to 255, not 300",
+            ),
+            (
+                "expected one of network, sender, or network/24; not \"netwrk\"",
+                "\"netwrk\"",
+                "unknown word `netwrk`: did you mean `network`?",
+            ),
+            (
+                "expected one of network, sender, or network/24; not \"client\"",
+                "\"client\"",
+                "expected one of network, sender, or network/24; not \"client\"",
+            ),
+            (
+                "unknown variant `warning`, expected one of `error`, `warn`, `info`",
+                "\"warning\"",
+                "unknown word `warning`: did you mean `warn`?",
+            ),
+            (
+                "invalid socket address syntax (or \"none\")",
+                "\"localhost:80\"",
+                "expected an address and a port such as \"127.0.0.1:7423\" (or \"none\")",
+            ),
+            ("wanted string or table", "6", "expected a text in quotes, not 6"),
+            (
+                "invalid type: integer `3`, expected path string",
+                "3",
+                "expected a path in quotes, not 3",
             ),
             ("missing field `name`", "", "expected the key `name`, which is missing"),
             ("expected a time such as \"5m\"", "\"x\"", "expected a time such as \"5m\""),
