@@ -15,7 +15,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use support::daemon::Daemon;
 use support::milter::*;
-use support::{Folder, wait_until};
+use support::{Folder, as_root, wait_until};
 
 const SESSIONS_OPEN: &str = "postpone_sessions_open";
 /// sysexits.h: EX_CANTCREAT.
@@ -104,6 +104,7 @@ fn a_socket_has_the_owner_group_and_mode_that_are_set() {
         drop(daemon);
         (metadata.uid(), metadata.gid(), metadata.mode() & 0o777)
     };
+    as_root(); // nobody else can give a file away
     let ours = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     assert_eq!(seen(""), (ours.0, ours.1, 0o660));
     assert_eq!(seen("socket_mode = \"0600\""), (ours.0, ours.1, 0o600));

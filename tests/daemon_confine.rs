@@ -15,7 +15,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use rustix::process::{Signal, geteuid};
 use support::daemon::{Daemon, field, postpone};
 use support::milter::*;
-use support::{Folder, wait_until};
+use support::{Folder, as_root, wait_until};
 
 const NONE: &str = "0000000000000000";
 /// Bit 2: CAP_DAC_READ_SEARCH.
@@ -75,7 +75,7 @@ fn no_thread_keeps_a_capability_or_gains_a_privilege() {
         all(&threads, set, NONE);
     }
     if geteuid().is_root() {
-        all(&threads, "CapBnd", NONE);
+        all(&threads, "CapBnd", NONE); // only root can give it up
     }
     let line = daemon.line("what holds", |line| line.contains("confined"));
     assert!(line.contains("INFO"), "{line}");
@@ -123,7 +123,7 @@ fn is_counted(daemon: &Daemon) {
 /// As root; who is not has no such right to keep.
 #[test]
 fn where_the_queue_is_counted_only_the_right_to_read_it_is_kept() {
-    assert!(geteuid().is_root(), "run as root");
+    as_root();
     let queue = closed_queue();
     let daemon = Daemon::start(&counting(&queue));
     is_counted(&daemon);
@@ -140,7 +140,7 @@ fn where_the_queue_is_counted_only_the_right_to_read_it_is_kept() {
 
 #[test]
 fn a_queue_that_comes_by_a_reload_waits_for_a_restart_and_the_reload_says_so() {
-    assert!(geteuid().is_root(), "run as root");
+    as_root();
     let queue = closed_queue();
     let daemon = Daemon::start("limit = []\n");
     daemon.rewrite(&counting(&queue));
@@ -155,7 +155,7 @@ fn a_queue_that_comes_by_a_reload_waits_for_a_restart_and_the_reload_says_so() {
 /// A list that only another user may read: known from the start, but not read again.
 #[test]
 fn root_reads_lists_of_another_user_at_the_start_and_keeps_them_at_a_reload() {
-    assert!(geteuid().is_root(), "run as root");
+    as_root();
     let folder = Folder::new("lists");
     let list = folder.write("allow.list", "192.0.2.0/24\n");
     fs::set_permissions(&list, fs::Permissions::from_mode(0o600)).unwrap();

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
-use rustix::process::{Signal, geteuid};
+use rustix::process::Signal;
 use support::daemon::{Daemon, field};
-use support::{Folder, wait_until};
+use support::{Folder, as_root, wait_until};
 
 /// sysexits.h: EX_IOERR.
 const STATE: i32 = 74;
@@ -130,7 +130,7 @@ fn a_folder_that_is_replaced_as_a_whole_is_noticed_and_it_is_said_what_to_do() {
 #[test]
 fn root_serves_on_the_state_of_another_user_with_no_more_rights_than_that_user() {
     const NOBODY: u32 = 65_534;
-    assert!(geteuid().is_root(), "run as root");
+    as_root();
     let folder = Folder::new("owner");
     let state = folder.path().join("state");
     fs::create_dir(&state).unwrap();

@@ -18,10 +18,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
-use rustix::process::{Signal, geteuid};
+use rustix::process::Signal;
 use support::daemon::{Daemon, field};
 use support::milter::*;
-use support::{Folder, free_port, wait_until};
+use support::{Folder, as_root, free_port, wait_until};
 
 const LEVEL: &str = "postpone_load_level";
 const SENSOR: &str = "postpone_load_sensor";
@@ -333,10 +333,11 @@ fn a_queue_is_counted_as_far_as_its_marks_go() {
 /// Postfix's folders are closed to every other user, and the daemon is one.
 #[test]
 fn a_closed_queue_is_off_and_told_once_with_what_opens_it() {
+    as_root(); // nobody else can make the daemon another user's
     let queue = queue(10);
     let active = queue.path().join("active");
     let mode = |mode| fs::set_permissions(&active, fs::Permissions::from_mode(mode)).unwrap();
-    mode(if geteuid().is_root() { 0o700 } else { 0o000 });
+    mode(0o700);
     let daemon = Daemon::run_by(&as_nobody(&[]), &[], &counting(queue.path()));
     is_on(&daemon, "queue.active", false);
     let line = daemon.line("that it is off", |line| line.contains(OFF));
@@ -347,26 +348,20 @@ fn a_closed_queue_is_off_and_told_once_with_what_opens_it() {
     reads(&daemon, "queue.active", 10.0);
     said(&daemon, "queue.active", OFF, 1);
     said(&daemon, "queue.active", ON, 1);
-    mode(if geteuid().is_root() { 0o700 } else { 0o000 });
+    mode(0o700);
     is_on(&daemon, "queue.active", false);
-    if geteuid().is_root() {
-        let capable = ["--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"];
-        let daemon = Daemon::run_by(&as_nobody(&capable), &[], &counting(queue.path()));
-        reads(&daemon, "queue.active", 10.0);
-    }
-    mode(0o755); // or its owner could not remove it
+    let capable = ["--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"];
+    let daemon = Daemon::run_by(&as_nobody(&capable), &[], &counting(queue.path()));
+    reads(&daemon, "queue.active", 10.0);
 }
 
-/// A command that runs another as an ordinary user; who is one already stays it.
+/// A command that runs another as an ordinary user.
 fn as_nobody<'a>(more: &[&'a str]) -> Vec<&'a str> {
     let nobody = ["--reuid", "65534", "--regid", "65534", "--clear-groups"];
     // Its settings, the last word of the command, are in the folder in which it makes its socket.
     let opened = "for last; do :; done; chmod 0777 \"${last%/*}\"; exec \"$@\"";
     let command = ["sh", "-c", opened, "sh", "setpriv", "--pdeathsig", "KILL"].into_iter();
-    match geteuid().is_root() {
-        true => command.chain(nobody).chain(more.iter().copied()).chain(["--"]).collect(),
-        false => Vec::new(),
-    }
+    command.chain(nobody).chain(more.iter().copied()).chain(["--"]).collect()
 }
 
 /// Asked where the queue is, and how many sessions it bears, Postfix is asked only once.

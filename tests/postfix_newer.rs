@@ -16,7 +16,7 @@ use support::daemon::Daemon;
 use support::debian::PLACE_OF_ROOT;
 use support::mx::{ANNA, BERT, SENDER, greylist, limit, told, velocity};
 use support::smtp::Client;
-use support::{Folder, free_port, wait_until};
+use support::{Folder, as_root, free_port, wait_until};
 
 /// Runs it over the tree, which stays as it was; all of it ends with its first process.
 const RUN: &str = r#"
@@ -58,6 +58,7 @@ fn tree() -> PathBuf {
 
 impl Newer {
     fn with_milter(endpoint: &str) -> Self {
+        as_root();
         let (folder, port) = (Folder::new("newer"), free_port());
         let main_cf = format!(
             "compatibility_level = 3.10\nmyhostname = mx.example.org\nmydestination = example.org\n\

@@ -18,7 +18,7 @@ use postpone::store::folder::Folder as State;
 use postpone::store::{Change, Home};
 use rustix::process::Signal;
 use support::daemon::Daemon;
-use support::{Folder, wait_until};
+use support::{Folder, as_root, wait_until};
 
 /// sysexits.h: EX_DATAERR, EX_NOINPUT, EX_OSERR, EX_CANTCREAT, EX_IOERR, EX_CONFIG.
 const DATA: i32 = 65;
@@ -152,7 +152,7 @@ fn what_has_faded_is_neither_imported_nor_exported() {
     let path = &folder.path().join("state");
     let old = ENTRIES[4].replace("2100", "2000");
     let told = done(&at(path, &["import", "-"], &format!("{}{old}\n", all())));
-    assert!(told.contains("9 entries read, 8 imported, 0 known already, 1 left out (faded)"));
+    assert!(told.contains("9 entries read, 8 imported, 0 known already, 1 left out (expired)"));
     put(path, "passed", 0xff, &1_000_000_000_000_000_000_u64.to_le_bytes());
     assert_eq!(exported(path), all());
     let report = done(&at(path, &["check"], ""));
@@ -371,9 +371,7 @@ fn a_reader_that_goes_away_ends_an_export() {
 #[test]
 fn what_root_makes_in_a_folder_belongs_to_who_owns_the_folder() {
     const NOBODY: u32 = 65_534;
-    if !rustix::process::geteuid().is_root() {
-        return;
-    }
+    as_root();
     let folder = Folder::new("state");
     let path = &folder.path().join("state");
     let told = done(&at(path, &["import", "-"], &all()));
@@ -470,14 +468,14 @@ fn what_postgrey_knew_is_read_from_a_dump_of_its_databases() {
     let dump = dumped_as_told(&said);
     let told = done(&at(path, &["import", "-"], &dump));
     assert!(told.starts_with(
-        "7 entries read, 4 imported, 0 known already, 1 left out (faded), 1 left out (not passed \
+        "7 entries read, 4 imported, 0 known already, 1 left out (expired), 1 left out (not passed \
          yet), 1 left out (without a client"
     ), "{told}");
     // Without -p, and the other database behind it.
     let both = run("db5.3_dump", &[db], "") + &run("db5.3_dump", &["-p", clients], "");
     let told = done(&at(path, &["import", "-"], &both));
     assert!(told.starts_with(
-        "10 entries read, 2 imported, 4 known already, 1 left out (faded), 2 left out (not passed"
+        "10 entries read, 2 imported, 4 known already, 1 left out (expired), 2 left out (not passed"
     ), "{told}");
     let lines = exported(path);
     assert_eq!(lines.matches("\"table\":\"imported\"").count(), 6);
@@ -543,7 +541,7 @@ fn what_sqlgrey_knew_is_read_from_a_dump_of_its_database() {
     assert!(said.starts_with(&format!("{db}: it is an SQLite database: dump it with `")), "{said}");
     let told = done(&at(path, &["import", "-"], &dumped_as_told(&said)));
     assert!(told.starts_with(
-        "6 entries read, 3 imported, 0 known already, 1 left out (faded), 1 left out (not passed \
+        "6 entries read, 3 imported, 0 known already, 1 left out (expired), 1 left out (not passed \
          yet), 1 left out (without a client"
     ), "{told}");
 

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::support::debian::PLACE_OF_ROOT;
-use super::support::{Folder, wait_until};
+use super::support::{Folder, as_root, wait_until};
 
 /// What is in it beside the least a Debian has. `rpm` is there for the other package.
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,postfix,iproute2,rpm";
@@ -52,6 +52,7 @@ impl Container {
     /// mail.
     pub fn boot(given: &Path) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
+        as_root();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let console = Folder::new("console");
         let log = fs::File::create(console.path().join("log")).unwrap();

@@ -23,9 +23,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::geteuid;
+
 /// How long anything may take before a test gives up. Only a guard: no test asserts that something
 /// was quick.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// For a story that only root can play: who is not fails. `packaging/test` runs a program as root that
+/// calls it or starts an MTA; the others it runs as whoever asks.
+#[track_caller]
+pub fn as_root() {
+    assert!(geteuid().is_root(), "only root can play this: `make test` has it played by root");
+}
 
 /// Waits until `condition` yields a value. It is the only place that polls, for what has no event
 /// we could block on: a port that opens, a file that appears, a counter that falls.

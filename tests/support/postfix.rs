@@ -3,8 +3,8 @@
 //! package is not installed but unpacked, so whatever MTA the host has stays as it is. It needs
 //! root, as every Postfix does.
 
-use super::{Folder, debian, free_port, wait_until};
-use rustix::process::{Pid, Signal, geteuid, kill_process_group};
+use super::{Folder, as_root, debian, free_port, wait_until};
+use rustix::process::{Pid, Signal, kill_process_group};
 use std::ffi::OsString;
 use std::fs;
 use std::net::SocketAddr;
@@ -166,7 +166,7 @@ impl Settings {
     }
 
     pub fn start(self) -> Postfix {
-        assert!(geteuid().is_root(), "the end-to-end tests run Postfix: be root");
+        as_root();
         let folder = match &self.place {
             Some(place) => Folder::within(place, "postfix"),
             None => Folder::new("postfix"),

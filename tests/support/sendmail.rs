@@ -4,8 +4,7 @@
 //! build. It needs root and, for a host name, an /etc and a /dev/log of its own, namespaces.
 
 use super::postfix::DOMAIN;
-use super::{Folder, debian, free_port, wait_until};
-use rustix::process::geteuid;
+use super::{Folder, as_root, debian, free_port, wait_until};
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -69,7 +68,7 @@ impl Sendmail {
     }
 
     fn start(milter: Option<&str>) -> Self {
-        assert!(geteuid().is_root(), "the end-to-end tests run Sendmail: be root");
+        as_root();
         let unpacked = unpacked();
         let folder = Folder::new("sendmail");
         let port = free_port();
