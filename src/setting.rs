@@ -113,7 +113,7 @@ pub fn from_hex(digits: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Whether a rule acts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// It refuses.

@@ -2,10 +2,12 @@
 
 mod support;
 
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::process::{Command, Output};
 
-use support::Folder;
+use rustix::fs::{XattrFlags, setxattr};
+use support::{Folder, as_root};
 
 /// sysexits.h: EX_CONFIG.
 const BAD_SETTINGS: i32 = 78;
@@ -84,7 +86,11 @@ fn what_is_no_toml_and_what_cannot_be_read_are_mistakes_as_well() {
         ("list.toml", "[access]\ndeny = [\"file:/no/such/list\"]\n", "/no/such/list: No such file"),
         ("other.toml", "[postpone]\n", "unknown section `postpone`: expected one of server"),
         ("key.toml", "grace = \"30s\"\n", "`grace` stands in no section: expected it in [server]"),
-        ("mode.toml", "mode = \"off\"\n", "expected it in [behaviour], [greylist], [[limit]], [load]"),
+        (
+            "mode.toml",
+            "mode = \"off\"\n",
+            "expected it in [behaviour], [greylist], [[limit]], [load]",
+        ),
     ] {
         let output = check(&folder.write(name, content));
         let said = text(&output.stderr);
@@ -259,4 +265,96 @@ fn an_allowlist_without_loopback_is_warned_of() {
     assert!(said.contains("warning: access.allow: 127.0.0.1 or ::1 is not in it"), "{said}");
     assert!(allow("\"127.0.0.0/8\", \"192.0.2.0/24\"").contains("allow: ::1 is not in it"));
     assert_eq!(allow("\"127.0.0.0/8\", \"::1\", \"192.0.2.0/24\""), "");
+}
+
+/// Runs `check` as the host's root sees it, but with these users.
+fn check_with_users(users: &str, groups: &str, folder: &Folder, file: &Path) -> String {
+    let [users, groups] = [("passwd", users), ("group", groups)].map(|(name, more)| {
+        let own = std::fs::read_to_string(Path::new("/etc").join(name)).expect("a table of users");
+        folder.write(name, &format!("{own}\n{more}\n"))
+    });
+    let script = "mount --bind \"$1\" /etc/passwd && mount --bind \"$2\" /etc/group && \
+                  exec \"$3\" check \"$4\"";
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .args([&users, &groups, Path::new(env!("CARGO_BIN_EXE_postpone")), file])
+        .output()
+        .expect("unshare (util-linux)");
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    text(&output.stderr)
+}
+
+/// Root reads everything, and the daemon is another user.
+#[test]
+fn a_file_that_the_daemons_user_may_not_read_is_warned_of_and_the_kernel_says_which() {
+    as_root(); // nobody else can ask as that user
+    const POSTPONE: u32 = 64_731;
+    let folder = Folder::new("rights");
+    let mode = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(folder.path(), 0o755);
+    let list = folder.write("allow.list", "127.0.0.0/8\n::1\n");
+    let file = folder
+        .write("postpone.toml", &format!("[access]\nallow = [\"file:{}\"]\n", list.display()));
+    let user = format!("postpone:x:{POSTPONE}:{POSTPONE}::/:/bin/false");
+    let said = |group: &str| check_with_users(&user, group, &folder, &file);
+    let warning =
+        |path: &Path| format!("warning: {}: the user postpone may not read it", path.display());
+    mode(&list, 0o644);
+    assert_eq!(said(""), "");
+    mode(&list, 0o640);
+    assert_eq!(said(""), format!("{}\n", warning(&list)));
+    // By a group of its own,
+    chown(&list, Some(0), Some(64_732)).unwrap();
+    assert_eq!(said("mail-lists:x:64732:postpone"), "");
+    // and by what only an access control list says: one for its user, which may read.
+    chown(&list, Some(0), Some(0)).unwrap();
+    let entries = [(1u16, 6u16, u32::MAX), (2, 4, POSTPONE), (4, 4, u32::MAX), (16, 4, u32::MAX)];
+    let entries = entries.into_iter().chain([(32, 0, u32::MAX)]);
+    let entries = entries.flat_map(|(tag, right, id)| {
+        [&tag.to_le_bytes()[..], &right.to_le_bytes(), &id.to_le_bytes()].concat()
+    });
+    let control: Vec<u8> = 2u32.to_le_bytes().into_iter().chain(entries).collect();
+    setxattr(&list, "system.posix_acl_access", &control, XattrFlags::empty()).unwrap();
+    assert_eq!(said(""), "");
+    mode(folder.path(), 0o700);
+    let closed = format!(": {} is closed to it", folder.path().display());
+    let both = [&file, &list].map(|path| format!("{}{closed}\n", warning(path)));
+    assert_eq!(said(""), both.concat());
+}
+
+/// A policy service learns the host's name from Postfix, or from nobody.
+#[test]
+fn a_name_without_a_dot_that_replies_would_have_is_warned_of() {
+    let folder = Folder::new("name");
+    let said = |settings: &str, postfix: &str| {
+        let file = folder.write("postpone.toml", settings);
+        let postconf = folder.write("postconf", &format!("#!/bin/sh\necho {postfix}\n"));
+        for program in [&postconf, &folder.write("postfix", "#!/bin/sh\n")] {
+            std::fs::set_permissions(program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let path = format!("{}:/usr/bin:/bin", folder.path().display());
+        let output = Command::new(env!("CARGO_BIN_EXE_postpone"))
+            .arg("check")
+            .arg(&file)
+            .env("PATH", path)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        text(&output.stderr)
+    };
+    let policy = "[[listen]]\npolicy = \"inet:127.0.0.1:7422\"\n";
+    let warned = said(policy, "mx1");
+    assert!(
+        warned.starts_with("warning: replies name this host mx1, which has no dot"),
+        "{warned}"
+    );
+    assert_eq!(said(policy, "mx1.example.org"), "");
+    // A milter is told.
+    assert_eq!(said("[[listen]]\nmilter = \"inet:127.0.0.1:7421\"\n", "mx1"), "");
+    let set = format!("[server]\nhostname = \"mx1.example.org\"\n{policy}");
+    assert_eq!(said(&set, "mx1"), "");
+    let set = said("[server]\nhostname = \"mx1\"\n", "mx1.example.org");
+    assert!(set.contains("warning: server.hostname: replies name this host mx1"), "{set}");
 }

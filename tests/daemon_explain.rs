@@ -134,6 +134,11 @@ fn a_decision_is_explained_by_the_id_in_its_reply() {
     assert!(decision["value"].as_str().unwrap().contains("many unknown recipients"), "{told}");
     assert!(decision["wait_ms"].as_u64() > Some(0), "{told}");
     assert_eq!(told["client"]["standing"], "suspect");
+    for more in [["--sender", "a@example.net"], ["--name", "mx.example.net"]] {
+        let (code, said) = asked(&daemon, &[&[id_of(&reply)], &more[..]].concat());
+        assert_eq!(code, Some(65), "{said}");
+        assert!(said.contains("a decision has its own"), "{said}");
+    }
     // With the sender that it had, what counts by senders can be told.
     let limits = told["client"]["limits"].as_array().unwrap();
     assert!(limits.iter().all(|limit| limit["needs"] == json!([])), "{told}");

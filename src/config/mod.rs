@@ -124,12 +124,25 @@ pub fn host_name() -> String {
     if name.is_empty() { "localhost".into() } else { name }
 }
 
+/// What is said of a host's name in replies if it has no dot.
+pub fn without_dot(name: &str) -> Option<String> {
+    let message = || {
+        format!(
+            "replies name this host {name}, which has no dot: set hostname in [server] to its full \
+             name, such as \"mx1.example.org\""
+        )
+    };
+    (!name.contains('.')).then(message)
+}
+
 impl Server {
     fn check(&self) -> Vec<Complaint> {
         let mut complaints = Vec::new();
         if self.hostname.as_option().is_some_and(|name| !is_host_name(name)) {
             let message = format!("expected a host name of at most {LONGEST_HOSTNAME} letters");
             complaints.push(Complaint::error("hostname", message));
+        } else if let Some(message) = self.hostname.as_option().and_then(|name| without_dot(name)) {
+            complaints.push(Complaint::warning("hostname", message));
         }
         let url = self.help_url.as_option().map_or("", String::as_str);
         if url.len() > LONGEST_URL || !url.chars().all(|c| c.is_ascii_graphic()) {
@@ -410,6 +423,15 @@ impl Settings {
         let settings = toml::to_string_pretty(self);
         settings.expect("every setting is a TOML value: a test prints them all")
             + &self.lines_that_keep_them()
+    }
+
+    /// Whether replies need a name of this host that nobody tells: a policy service is not told what
+    /// the MTA calls it, as a milter is.
+    pub fn must_ask_for_the_name(&self) -> bool {
+        let is_policy = |listen: &listen::Params| {
+            listen.address().is_some_and(|(_, protocol)| protocol == Protocol::Policy)
+        };
+        self.server.hostname == OrNone::None && self.listen.iter().any(is_policy)
     }
 
     /// How much memory may hold.

@@ -11,10 +11,9 @@ use tracing::{error, warn};
 use super::sampler::postfix;
 use super::trouble::Trouble;
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Control, Named, Settings, State, host_name};
+use crate::config::{Control, Named, Settings, State, host_name, without_dot};
 use crate::engine::Engine;
 use crate::front::address::Address;
-use crate::front::listen::Protocol;
 use crate::front::listener::{Bound, Stack};
 use crate::front::passed::Passed;
 use crate::front::socket_file::SocketFile;
@@ -205,32 +204,23 @@ fn open_state(state: &State, named: Named, notes: &mut Notes) -> Result<Option<F
     }
 }
 
-/// A policy service is not told what the MTA calls this host, as a milter is: Postfix is asked, once,
-/// while programs may still be run.
+/// Where no MTA tells a session what it calls this host, Postfix is asked, once, while programs may
+/// still be run.
 fn ask_for_the_name(settings: &Settings, engine: &Engine, notes: &mut Notes) {
-    let is_policy = |listen: &listen::Params| {
-        listen.address().is_some_and(|(_, protocol)| protocol == Protocol::Policy)
-    };
-    if settings.server.hostname != OrNone::None || !settings.listen.iter().any(is_policy) {
+    if !settings.must_ask_for_the_name() {
         return;
     }
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let asked = runtime.map_err(|error| error.to_string());
-    match asked.and_then(|runtime| runtime.block_on(postfix::host_name())) {
-        Ok(name) => engine.called(&name),
-        Err(why) => {
-            let name = host_name();
-            if !name.contains('.') {
-                notes.take(move || {
-                    warn!(
-                        name,
-                        why,
-                        "replies of the policy service name this host by a name without a dot: set \
-                         hostname in [server]"
-                    );
-                });
-            }
+    let (name, why) = match asked.and_then(|runtime| runtime.block_on(postfix::host_name())) {
+        Ok(name) => {
+            engine.called(&name);
+            (name, None)
         }
+        Err(why) => (host_name(), Some(why)),
+    };
+    if let Some(warning) = without_dot(&name) {
+        notes.take(move || warn!(name, why, "{warning}"));
     }
 }
 

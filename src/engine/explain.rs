@@ -20,6 +20,7 @@ use crate::policy::Policy;
 use crate::policy::allowed::Entry;
 use crate::policy::explain::{Explained, Forgotten};
 use crate::policy::signal::{Arrival, Ends};
+use crate::setting::Mode;
 use crate::smtp::address::{Address, ClientText};
 use crate::smtp::client::Client;
 use crate::smtp::event::{Event, Fate};
@@ -80,9 +81,9 @@ impl Engine {
         Some((decided.recalled(id.to_string()), explained))
     }
 
-    /// Whom each rule has refused most in the last hour, among the last [`super::recent::MOST`]
-    /// decisions.
-    pub fn refused_most(&self) -> HashMap<Arc<str>, Most> {
+    /// Whom each rule has refused most in the last hour, and whom it would have while it was a shadow,
+    /// among the last [`super::recent::MOST`] decisions.
+    pub fn refused_most(&self) -> HashMap<(Arc<str>, Mode), Most> {
         let now = self.clock.now().as_nanos();
         self.recent.most(Time::from_nanos(now.saturating_sub(3_600_000_000_000)))
     }

@@ -122,18 +122,23 @@ impl Recent {
         all.take(most).cloned().collect()
     }
 
-    /// Whom each rule has refused most since then, or would have, by its name.
-    pub(super) fn most(&self, since: Time) -> HashMap<Arc<str>, Most> {
-        let mut times: HashMap<(&str, IpAddr), (u64, &Decided)> = HashMap::new();
+    /// Whom each rule has refused most since then, and whom it would have while it was a shadow: by its
+    /// name and that.
+    pub(super) fn most(&self, since: Time) -> HashMap<(Arc<str>, Mode), Most> {
+        let mut times: HashMap<_, (u64, &Decided)> = HashMap::new();
+        let mut all: HashMap<_, u64> = HashMap::new();
         let recent = self.lock();
         for decided in recent.iter().filter(|decided| decided.at >= since) {
-            let of_client = times.entry((decided.rule(), decided.client));
+            let said = (decided.rule(), decided.mode);
+            *all.entry(said).or_default() += 1;
+            let of_client = times.entry((said, decided.client));
             of_client.and_modify(|(times, _)| *times += 1).or_insert((1, decided));
         }
-        let mut most: HashMap<Arc<str>, Most> = HashMap::new();
-        for ((rule, client), (times, decided)) in times {
-            let one = Most { client, name: decided.name.clone().map(String::from), times };
-            let known = most.entry(rule.into()).or_insert_with(|| one.clone());
+        let mut most: HashMap<_, Most> = HashMap::new();
+        for ((said, client), (times, decided)) in times {
+            let name = decided.name.clone().map(String::from);
+            let one = Most { client, name, times, of: all[&said] };
+            let known = most.entry((said.0.into(), said.1)).or_insert_with(|| one.clone());
             if (one.times, known.client) > (known.times, one.client) {
                 *known = one;
             }
@@ -161,8 +166,11 @@ pub struct Most {
     pub client: IpAddr,
     /// Its name, if it has one.
     pub name: Option<String>,
-    /// How often.
+    /// How often, among the decisions that are remembered.
     pub times: u64,
+    /// How often it has refused anybody, among these.
+    #[serde(default)]
+    pub of: u64,
 }
 
 impl Decided {
@@ -226,6 +234,23 @@ mod tests {
         (0..=MOST as u64).for_each(|id| (0..3).for_each(|_| recent.push(decided(id))));
         assert!(recent.find(0).is_none() && recent.find(1).is_some());
         assert_eq!(recent.lock().len(), MOST);
+    }
+
+    #[test]
+    fn what_was_refused_is_not_mixed_with_what_would_have_been() {
+        let recent = Recent::default();
+        let of = |id, last, mode| {
+            let client = [192, 0, 2, last].into();
+            recent.push(Decided { mode, client, ..decided(id) });
+        };
+        (0..3).for_each(|id| of(id, 7, Mode::Shadow));
+        (3..5).for_each(|id| of(id, 8, Mode::Enforce));
+        of(5, 7, Mode::Enforce);
+        let rule: Arc<str> = Arc::from(Why::Penalty { offences: 1 }.reason().name());
+        let most = recent.most(Time::default());
+        let most = |mode| most.get(&(rule.clone(), mode)).map(|m| (m.client, m.times, m.of));
+        assert_eq!(most(Mode::Enforce), Some(([192, 0, 2, 8].into(), 2, 3)));
+        assert_eq!(most(Mode::Shadow), Some(([192, 0, 2, 7].into(), 3, 3)));
     }
 
     #[test]

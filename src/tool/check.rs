@@ -1,16 +1,15 @@
 //! `postpone check`: can these settings be used, and what do they amount to?
 
-use std::ffi::CString;
-use std::fs;
 use std::io::{self, IsTerminal, Write};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
-use nix::unistd::{User, getgrouplist};
+use nix::unistd::User;
 use rustix::process::geteuid;
 
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Checked, Settings, Unusable};
+use crate::config::{Checked, Settings, Unusable, host_name, without_dot};
+use crate::tool::setup;
 
 /// What was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +49,9 @@ pub fn check(
             }
         }
     }
+    if let Some(warning) = short_name(&settings) {
+        writeln!(err, "warning: {warning}")?;
+    }
     if print {
         out.write_all(settings.print().as_bytes())?;
     } else {
@@ -69,33 +71,54 @@ fn shown(report: &crate::config::read::Report) -> String {
     }
 }
 
+/// Where no MTA tells replies what this host is called, as the daemon finds out at its start.
+fn short_name(settings: &Settings) -> Option<String> {
+    if !settings.must_ask_for_the_name() {
+        return None;
+    }
+    let name = setup::host_name().unwrap_or_else(host_name);
+    without_dot(&name)
+}
+
 /// The user that the packages run the daemon as.
 const DAEMON: &str = "postpone";
 
-/// A warning where root may read a file and the daemon may not.
+/// A warning where root may read a file and the daemon may not. The kernel is asked as the daemon's
+/// user: permission bits are not all that counts. What the unit closes (`ProtectHome`) is not seen.
 fn unreadable(path: &Path) -> Option<String> {
     let user = User::from_name(DAEMON).ok().flatten()?;
-    let name = CString::new(user.name.as_str()).ok()?;
-    let groups: Vec<u32> =
-        getgrouplist(&name, user.gid).ok()?.into_iter().map(|group| group.as_raw()).collect();
-    let lacks = |path: &Path, right: u32| {
-        fs::metadata(path).is_ok_and(|found| {
-            let place = match () {
-                () if found.uid() == user.uid.as_raw() => 6,
-                () if groups.contains(&found.gid()) => 3,
-                () => 0,
-            };
-            found.mode() >> place & right == 0
-        })
-    };
     let path = path.canonicalize().unwrap_or_else(|_| path.into());
-    let closed: Option<PathBuf> =
-        path.ancestors().skip(1).find(|folder| lacks(folder, 1)).map(Path::to_owned);
-    let closed = closed.or_else(|| lacks(&path, 4).then(|| path.clone()))?;
-    let through = if closed == path {
-        String::new()
-    } else {
-        format!(": {} is closed to it", closed.display())
-    };
-    Some(format!("warning: {}: the user {DAEMON} may not read it{through}", path.display()))
+    let shown = path.display();
+    let may = |right: &str, path: &Path| may(&user, right, path);
+    match may("-r", &path) {
+        Ok(true) => return None,
+        Ok(false) => {}
+        Err(why) => {
+            return Some(format!(
+                "warning: {shown}: not known whether the user {DAEMON} may read it: {why}"
+            ));
+        }
+    }
+    let mut folders: Vec<_> = path.ancestors().skip(1).collect();
+    folders.reverse();
+    let closed = folders.into_iter().find(|folder| matches!(may("-x", folder), Ok(false)));
+    let through = closed.map(|folder| format!(": {} is closed to it", folder.display()));
+    let through = through.unwrap_or_default();
+    Some(format!("warning: {shown}: the user {DAEMON} may not read it{through}"))
+}
+
+/// Whether a user has this right to a path, by test(1).
+fn may(user: &User, right: &str, path: &Path) -> Result<bool, String> {
+    let (uid, gid) = (user.uid.to_string(), user.gid.to_string());
+    let asked = Command::new("setpriv")
+        .args(["--reuid", &uid, "--regid", &gid, "--init-groups", "test", right])
+        .arg(path)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("setpriv: {error}"))?;
+    match asked.status.code() {
+        Some(0) => Ok(true),
+        Some(1) => Ok(false),
+        _ => Err(String::from_utf8_lossy(&asked.stderr).trim().to_owned()),
+    }
 }

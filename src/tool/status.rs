@@ -40,7 +40,7 @@ impl Display for Text<'_> {
         let up = span(Duration::from_secs(now.since(*since).as_secs()));
         row(f, "postpone", &format!("{version}, up {up}, since {}", whole(*since)))?;
         if told.clock_doubted {
-            let what = "HAS JUMPED: for an hour at most nothing that is known fades by it";
+            let what = "HAS JUMPED: it is not trusted yet; for an hour at most, nothing expires";
             row(f, "clock", &format!("{} {what}", whole(*now)))?;
         }
         settings(f, &told.settings)?;
@@ -210,7 +210,8 @@ fn rule(f: &mut Formatter<'_>, rule: &Rule) -> fmt::Result {
     }
     let Some(most) = &rule.most else { return Ok(()) };
     let name = most.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
-    row(f, "", &format!("mostly {}{name}: {}", most.client, number(most.times)))
+    let [times, of] = [most.times, most.of].map(number);
+    row(f, "", &format!("mostly {}{name}: {times} of the {of} remembered", most.client))
 }
 
 fn failures(f: &mut Formatter<'_>, failures: &BTreeMap<String, u64>) -> fmt::Result {
@@ -319,6 +320,7 @@ mod tests {
                         client: [192, 0, 2, 7].into(),
                         name: Some("out.example.net".into()),
                         times: 28,
+                        of: 30,
                     }),
                     ..Rule::default()
                 },
@@ -366,7 +368,7 @@ sensor        disk /var is off: Permission denied
                        last hour  since start  mode
 passed                     1,204       88,110
 velocity                      30          412  enforce
-              mostly 192.0.2.7 (out.example.net): 28
+              mostly 192.0.2.7 (out.example.net): 28 of the 30 remembered
 greylist                       7           60  shadow
 A rule in shadow mode refuses no client: these would have been refused.
 

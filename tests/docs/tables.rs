@@ -158,7 +158,7 @@ fn every_message_of_the_log_is_one_that_is_written() {
 /// Everything that may be missing is there.
 fn status() -> Status {
     let now = Some(Time::from_secs(1_800_000_000));
-    let most = Most { client: "192.0.2.7".parse().unwrap(), name: None, times: 1 };
+    let most = Most { client: "192.0.2.7".parse().unwrap(), name: None, times: 1, of: 1 };
     let mut status = Status {
         settings: Settings { refused: Some(Refused::default()), ..Settings::default() },
         asked: now,

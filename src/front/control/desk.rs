@@ -186,6 +186,12 @@ impl Desk {
             let client = self.engine.explain(address.to_canonical(), name, sender);
             return Ok(self.told(None, client));
         }
+        if name.is_some() || sender.is_some() {
+            return Err(Trouble::value(format!(
+                "a name or a sender can be told of a client's address, and {what} is none: a decision \
+                 has its own"
+            )));
+        }
         let id = what.trim().trim_start_matches("id=");
         let Some((decision, client)) = self.engine.explain_decision(id) else {
             return Err(Trouble::value(format!(

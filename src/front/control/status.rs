@@ -113,8 +113,8 @@ pub struct Rule {
     pub refused: Counted,
     /// What it would have refused, in shadow.
     pub shadowed: Counted,
-    /// Whom it has refused most in the last hour, or would have, among the decisions that are
-    /// remembered.
+    /// Whom it has refused most in the last hour, or would have if it is a shadow, among the decisions
+    /// that are remembered.
     pub most: Option<Most>,
 }
 
@@ -324,7 +324,8 @@ impl Rule {
     fn all(engine: &Engine, mut spoken: BTreeMap<Arc<str>, OfRule>) -> Vec<Self> {
         let mut most = engine.refused_most();
         let mut rule = |(name, mode): (Arc<str>, Mode), OfRule { hour, all }: OfRule| Self {
-            most: most.remove(&name),
+            most: most
+                .remove(&(name.clone(), if mode == Mode::Shadow { mode } else { Mode::Enforce })),
             name: (*name).to_owned(),
             mode,
             refused: Counted { hour: hour.refused, total: all.refused },

@@ -28,6 +28,7 @@ use crate::exit;
 use crate::front::address::Address;
 use crate::policy::access::Lists;
 use crate::smtp::client::Client;
+use crate::smtp::template::is_host_name;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +98,12 @@ impl Display for Failed {
             Self::Unheard(error) => write!(f, "{error}"),
         }
     }
+}
+
+/// What the Postfix that is there calls this host, if it says so.
+pub(super) fn host_name() -> Option<String> {
+    let name = Tools::find(None).and_then(|tools| tools.asked(&["-h", "myhostname"])).ok()?;
+    Some(name.trim().to_owned()).filter(|name| is_host_name(name))
 }
 
 /// Does what is wanted with the Postfix in this folder, or the one there is. To `out` goes what was

@@ -216,7 +216,7 @@ impl Tools {
     }
 
     /// What postconf says of this instance.
-    fn asked(&self, arguments: &[&str]) -> Result<String, Failed> {
+    pub(super) fn asked(&self, arguments: &[&str]) -> Result<String, Failed> {
         let folder = self
             .folder
             .to_str()

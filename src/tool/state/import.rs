@@ -168,7 +168,7 @@ impl Display for Tally {
         let [read, imported, known] = [*read, *imported, *known].map(grouped);
         write!(f, "{read} entries read, {imported} imported, {known} known already")?;
         for (number, what) in [
-            (faded, "faded"),
+            (faded, "expired"),
             (pending, "not passed yet"),
             (odd, "without a client, sender or time that could be known again"),
         ] {

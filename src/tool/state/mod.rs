@@ -270,7 +270,7 @@ pub fn check(place: &Place, out: &mut dyn Write) -> Result<(), Trouble> {
     });
     let bytes = grouped(backend.map_or(0, Backend::bytes));
     writeln!(out, "{}: state {VERSION}, {bytes} bytes on disk\n", place.path.display())?;
-    writeln!(out, "{:<10} {:>14} {:>14} {:>14}", "table", "entries", "faded", "unreadable")?;
+    writeln!(out, "{:<10} {:>14} {:>14} {:>14}", "table", "entries", "expired", "unreadable")?;
     for ((name, _), counts) in tables.iter().zip(counts) {
         let [entries, faded, unreadable] = counts.map(grouped);
         writeln!(out, "{name:<10} {entries:>14} {faded:>14} {unreadable:>14}")?;
