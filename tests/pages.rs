@@ -8,6 +8,8 @@ mod pages;
 mod support;
 
 use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -75,15 +77,38 @@ fn the_manual_pages_are_read_without_complaint() {
 
 #[test]
 fn apropos_finds_the_pages_by_what_an_administrator_looks_for() {
-    let name = |page: &str| {
-        let page = read(page);
-        page.split("NAME\n").nth(1).unwrap().lines().next().unwrap().to_lowercase()
-    };
-    let names = ["postpone.1", "postpone.8", "postpone.toml.5"].map(name);
-    for word in ["milter", "rate limit", "greylist"] {
-        assert!(names.iter().all(|name| name.contains(word)), "{word}: {names:#?}");
+    let folder = Folder::new("pages");
+    // Run by root, mandb becomes a user of its own.
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    for (name, page) in pages::manuals().unwrap() {
+        let name = name.strip_prefix("man/").unwrap();
+        let section = folder.path().join(format!("man{}", name.rsplit('.').next().unwrap()));
+        fs::create_dir_all(&section).unwrap();
+        fs::write(section.join(name), page).unwrap();
     }
-    assert!(names[..2].iter().all(|name| name.contains("postfix")), "{names:#?}");
+    let says = |program: &str, argument: &OsStr| {
+        let asked =
+            ["MANPATH", "MANWIDTH"].into_iter().zip([folder.path().as_os_str(), "200".as_ref()]);
+        let output = Command::new(program).arg(argument).envs(asked).output();
+        let output = output.unwrap_or_else(|e| panic!("{program}: {e}; apt-get install man-db"));
+        assert!(output.status.success(), "{program} {argument:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    says("mandb", folder.path().as_os_str());
+    let (tool, daemon, settings) = ("postpone(1)", "postpone(8)", "postpone.toml(5)");
+    for (word, pages) in [
+        ("milter", &[tool, daemon, settings, "postpone-night(7)"][..]),
+        ("postfix", &[tool, daemon]),
+        ("greylist", &[tool, daemon, settings]),
+        ("rate limit", &[tool, daemon, settings]),
+    ] {
+        let found = says("apropos", word.as_ref());
+        let found = found.lines().map(|line| line.split(" - ").next().unwrap().replace(' ', ""));
+        let found: Vec<_> = found.collect();
+        for page in pages {
+            assert!(found.iter().any(|it| it == page), "{word}: no {page} in {found:#?}");
+        }
+    }
 }
 
 #[test]
