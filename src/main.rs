@@ -93,9 +93,12 @@ fn readable(file: &Option<PathBuf>, named: bool) -> Option<&Path> {
 
 /// Help and version go to standard output, mistakes to standard error.
 fn say(error: &clap::Error) -> ExitCode {
-    // Where nobody reads it, the exit code must do.
-    let _ = error.print();
-    if error.use_stderr() { exit::USAGE.into() } else { ExitCode::SUCCESS }
+    match (error.print(), error.use_stderr()) {
+        // Where nobody reads standard error, the exit code must do.
+        (_, true) => exit::USAGE.into(),
+        (Err(why), false) => unwritten(&mut io::stderr(), &why).into(),
+        (Ok(()), false) => ExitCode::SUCCESS,
+    }
 }
 
 /// The settings in the file, or the built-in ones where there is none. What is wrong with them is

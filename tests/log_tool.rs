@@ -90,9 +90,12 @@ fn without_a_file_it_is_the_journal() {
     let output = journal(&folder).args(["-f", "--since", "2026-11-21T22:07:20Z"]).output().unwrap();
     assert_eq!(said(&output), "11-28 04:12:40 close   192.0.2.7 rate 1\n");
     let called = fs::read_to_string(folder.path().join("journalctl.called")).unwrap();
-    for word in ["--unit=postpone ", " --follow", " --since=@1795298840"] {
+    for word in ["--unit=postpone ", " --follow --no-tail", " --since=@1795298840"] {
         assert!(called.contains(word), "{called}");
     }
+    said(&journal(&folder).arg("-f").output().unwrap());
+    let called = fs::read_to_string(folder.path().join("journalctl.called")).unwrap();
+    assert!(called.contains(" --follow --lines=1000") && !called.contains("since"), "{called}");
     let empty = Folder::new("log");
     let none = journal(&empty).env("PATH", "/nowhere").output().unwrap();
     assert_eq!(none.status.code(), Some(UNAVAILABLE));
@@ -129,6 +132,7 @@ fn a_reader_that_goes_away_hears_of_no_trouble_and_every_tool_ends_alike() {
         &["ctl", "status", "--socket", socket],
         &["explain", "192.0.2.7", "--socket", socket],
         &["check", "--print", "--config", config],
+        &["--help"],
     ] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);

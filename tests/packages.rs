@@ -116,10 +116,28 @@ fn the_first_hour(package: Package) {
     );
     let explained = container.does(&format!("postpone explain {CLIENT}"));
     assert!(explained.contains(CLIENT), "{explained}");
+    the_journal_is_read(&container);
 
     container.does("postpone setup postfix --undo");
     let milters = container.does("postconf -h smtpd_milters");
     assert_eq!(milters.trim(), "");
+}
+
+/// `postpone log`, where a journal was rotated and has lines of others about the same unit.
+fn the_journal_is_read(container: &Container) {
+    let before = container.does("postpone log --since 1h");
+    assert!(before.contains(&format!("defer   {CLIENT} greylist ")), "{before}");
+    assert!(before.lines().all(|line| line.contains(" greylist ")), "{before}");
+    container.does("postpone log --follow >/tmp/followed & echo $! >/tmp/follows");
+    container.does("journalctl --rotate");
+    waits(container, STRANGER);
+    let stranger = format!("defer   {STRANGER} greylist ");
+    container.until(&format!("grep '{stranger}' /tmp/followed"));
+    container.does("kill $(cat /tmp/follows)");
+    let after = container.does("postpone log");
+    assert!(after.starts_with(&before) && after.contains(&stranger), "{before}{after}");
+    let other = container.refuses("setpriv --reuid bob --regid bob --clear-groups postpone log");
+    assert!(other.contains("permissions") && other.contains("error: journalctl: "), "{other}");
 }
 
 #[test]

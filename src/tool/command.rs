@@ -132,7 +132,8 @@ pub enum Command {
         /// A file with the log, in any of its formats; `-` is standard input.
         #[arg(value_name = "FILE|-")]
         file: Option<PathBuf>,
-        /// Go on with new lines as they are written.
+        /// Go on with new lines as they are written; without --since, begin with the last 1000 lines of
+        /// the log.
         #[arg(short, long)]
         follow: bool,
         /// Begin at this time: "1h" ago, or 2026-11-21T22:07:20Z.

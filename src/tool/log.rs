@@ -91,16 +91,20 @@ pub fn log(
     shown
 }
 
+/// Where whoever follows begins, if nobody says when: with the last lines, decisions or not.
+const END: &str = "--lines=1000";
+
 /// What brings the lines, and what it is called; nothing: standard input.
 fn source(wanted: &Wanted<'_>, since: Option<Time>) -> Option<(Command, String)> {
     let Some(file) = wanted.file else {
         let mut command = Command::new("journalctl");
-        command.args(["--unit=postpone", "--output=short-iso", "--no-pager", "--quiet"]);
+        command.args(["--unit=postpone", "--output=short-iso", "--no-pager"]);
         if let Some(since) = since {
             command.arg(format!("--since=@{}", since.as_nanos() / 1_000_000_000));
         }
         if wanted.follow {
             command.arg("--follow");
+            command.arg(if since.is_none() { END } else { "--no-tail" });
         }
         return Some((command, "journalctl".into()));
     };
@@ -108,9 +112,10 @@ fn source(wanted: &Wanted<'_>, since: Option<Time>) -> Option<(Command, String)>
         return None;
     }
     // It knows what a file is that was rotated.
-    let (program, arguments) = match wanted.follow {
-        true => ("tail", &["--lines=+1", "-F", "--"][..]),
-        false => ("cat", &["--"][..]),
+    let (program, arguments) = match (wanted.follow, since) {
+        (true, Some(_)) => ("tail", &["--lines=+1", "-F", "--"][..]),
+        (true, None) => ("tail", &[END, "-F", "--"][..]),
+        (false, _) => ("cat", &["--"][..]),
     };
     let mut command = Command::new(program);
     command.args(arguments).arg(file);
@@ -179,12 +184,21 @@ impl<'a> Told<'a> {
         {
             return None;
         }
-        Some(Self { when: head.split_whitespace().next().unwrap_or_default(), fields })
+        Some(Self { when: when(head), fields })
     }
 
     fn field(&self, key: &str) -> Option<&str> {
         self.fields.get(key).map(String::as_str)
     }
+}
+
+/// The date that a line begins with: in one word, or as syslog writes it, `Nov 28 04:12:40`.
+fn when(head: &str) -> &str {
+    let syslog = head.get(..15).filter(|date| {
+        let colons = [9, 12].iter().all(|at| date.as_bytes()[*at] == b':');
+        colons && date.starts_with(|c: char| c.is_ascii_uppercase())
+    });
+    syslog.unwrap_or_else(|| head.split_whitespace().next().unwrap_or_default())
 }
 
 /// `key=value` and `key="value"`; a quote inside is escaped.
@@ -225,7 +239,11 @@ impl Display for Told<'_> {
         let field = |key| harmless(self.field(key).unwrap_or_default());
         // 2026-11-28T04:12:36 is shown as 11-28 04:12:36.
         let when = self.field("timestamp").unwrap_or(self.when);
-        let when = when.get(5..19).map_or_else(String::new, |when| when.replace('T', " ") + " ");
+        let when = match when.get(5..19) {
+            Some(short) => short.replace('T', " ") + " ",
+            None if when.contains(':') => format!("{when} "),
+            None => String::new(),
+        };
         let action = match self.field("would") {
             Some(would) => format!("({would})"),
             None => field("action").into_owned(),
@@ -267,6 +285,8 @@ mod tests {
         let journal = format!("2026-11-28T04:12:40+0100 mx1 postpone[4711]: {LINE}");
         assert_eq!([short(&file), short(&journal)], [dated.clone(), dated.clone()]);
         assert_eq!(short(&format!("<6>{LINE}")), Some(SHORT.to_owned()));
+        let syslog = format!("Nov  8 04:12:40 mx1 postpone[4711]: {LINE}");
+        assert_eq!(short(&syslog), Some(format!("Nov  8 04:12:40 {SHORT}")));
         let json = r#"{"timestamp":"2026-11-28T04:12:40.26Z","level":"INFO","client":"192.0.2.7",
             "action":"close","reason":"rate","limit":"velocity","wait_ms":3599988,
             "id":"6h20pqfrw00","sender":"a@example.net","reply":"421 4.7.0 client=203.0.113.1"}"#;
