@@ -209,6 +209,11 @@ impl Engine {
         self.watch.moment(&*self.clock)
     }
 
+    /// We last ran then: by that the clock we have started with is believed or not.
+    pub fn last_ran(&self, then: Time) {
+        self.watch.last_ran(&*self.clock, then);
+    }
+
     /// The MTA calls the host so. Once, before it serves.
     pub fn called(&self, hostname: &str) {
         // The first holds.

@@ -337,8 +337,8 @@ impl Telemetry {
         if doubted {
             warn!(
                 clock = %at.now,
-                "the clock has jumped: for an hour at most, until it is put right, nothing that is \
-                 known fades by it"
+                "the clock has jumped, or does not fit the last run: for an hour at most, until it is \
+                 put right, nothing that is known fades by it"
             );
         } else {
             info!(clock = %at.now, "the clock is believed again");

@@ -126,6 +126,43 @@ fn a_clock_that_is_ahead_for_a_moment_wipes_nothing_in_memory_or_on_disk() {
 }
 
 #[test]
+fn a_clock_that_is_ahead_when_the_daemon_starts_wipes_nothing() {
+    let (folder, state) = (Folder::new("clock"), Folder::new("state"));
+    let clock = HostClock::of(&folder);
+    clock.is_off_by("-10m");
+    let daemon = clock.start(&state.path().join("state"));
+    let mut smtpd = Smtpd::dial(&daemon.policy_endpoint);
+    told(&smtpd.ask("198.18.1.1", "anna"));
+    daemon.told(&["allow", "198.18.9.0/24", "--for", "1d"]);
+    stop(daemon);
+    clock.is_off_by("+0");
+    let daemon = clock.start(&state.path().join("state"));
+    let mut smtpd = Smtpd::dial(&daemon.policy_endpoint);
+    assert_eq!(smtpd.ask("198.18.1.1", "anna"), DUNNO);
+    stop(daemon);
+
+    for off in ["+10y", "+70d"] {
+        clock.is_off_by(off);
+        let daemon = clock.start(&state.path().join("state"));
+        let mut smtpd = Smtpd::dial(&daemon.policy_endpoint);
+        swept(&daemon, true);
+        assert!(daemon.told(&["status"]).contains("HAS JUMPED"));
+        assert_eq!(smtpd.ask("198.18.1.1", "anna"), DUNNO, "{off}");
+        assert!(daemon.told(&["status"]).contains("198.18.9.0/24"), "{off}");
+        stop(daemon);
+    }
+
+    // It starts with a wrong clock once more, and that is put right while it runs.
+    let daemon = clock.start(&state.path().join("state"));
+    clock.is_off_by("+0");
+    swept(&daemon, false);
+    let mut smtpd = Smtpd::dial(&daemon.policy_endpoint);
+    assert_eq!(smtpd.ask("198.18.1.1", "anna"), DUNNO);
+    assert!(daemon.told(&["status"]).contains("198.18.9.0/24"));
+    assert_eq!((entries(&daemon, "passed"), entries(&daemon, "proven")), (1.0, 1.0));
+}
+
+#[test]
 fn a_first_contact_stored_by_a_clock_that_was_ahead_waits_as_long_as_any() {
     let (folder, state) = (Folder::new("clock"), Folder::new("state"));
     let clock = HostClock::of(&folder);

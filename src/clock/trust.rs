@@ -4,6 +4,9 @@
 //! learned would fade at once, in memory and on disk. So the wall clock is held against the time
 //! for which the host has run: while the two disagree by more than [`DISAGREEMENT`], nothing
 //! fades. After [`LONGEST_DOUBT`] the wall clock has been put right, and is believed.
+//!
+//! A clock that is wrong from the start on is held against the last moment at which we ran: we may
+//! have been away for [`LONGEST_AWAY`], and for longer only as long as that is doubted.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -12,6 +15,10 @@ use super::{Clock, Time};
 
 /// By how much the wall clock may be off before it is doubted.
 const DISAGREEMENT: Duration = Duration::from_secs(5 * 60);
+
+/// For how long we may not have run: longer than for a restart, a repair or a night, and far shorter
+/// than what has been learned lasts.
+const LONGEST_AWAY: Duration = Duration::from_secs(86_400);
 
 /// For how long it is doubted at most; and for how long it must have been believed before it may
 /// shorten what has been learned.
@@ -73,6 +80,8 @@ pub struct Watch(Mutex<State>);
 struct State {
     /// Both clocks when they were last believed together; nothing before the first look.
     agreed: Option<(Time, Duration)>,
+    /// How much more time may have passed since than the host has run.
+    away: Duration,
     /// Since when the host has run with a clock that is believed.
     believed_since: Duration,
     /// Since when it is doubted.
@@ -83,6 +92,18 @@ struct State {
 }
 
 impl Watch {
+    /// We last ran then, as we know when we begin to read what we knew.
+    pub fn last_ran(&self, clock: &dyn Clock, then: Time) {
+        let Some(running) = clock.running() else { return };
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *state = State {
+            agreed: Some((then, running)),
+            away: LONGEST_AWAY,
+            believed_since: running,
+            ..State::default()
+        };
+    }
+
     /// The present moment.
     pub fn moment(&self, clock: &dyn Clock) -> Moment {
         let now = clock.now();
@@ -113,14 +134,16 @@ impl State {
                 Time::from_nanos(then.as_nanos().saturating_sub((ran - running).as_nanos() as u64))
             }
         };
-        if now.since(expected).max(expected.since(now)) > DISAGREEMENT {
+        if now.since(expected) > DISAGREEMENT + self.away || expected.since(now) > DISAGREEMENT {
             let since = *self.doubted_since.get_or_insert(running);
             if running.saturating_sub(since) < LONGEST_DOUBT {
                 return Trust::Doubted;
             }
             (self.agreed, self.believed_since) = (Some((now, running)), running);
+        } else if !self.away.is_zero() {
+            self.agreed = Some((now, running));
         }
-        self.doubted_since = None;
+        (self.doubted_since, self.away) = (None, Duration::ZERO);
         match running.saturating_sub(self.believed_since) < LONGEST_DOUBT {
             true => Trust::Fresh,
             false => Trust::Settled,
@@ -166,6 +189,32 @@ mod tests {
         assert!(!watch.moment(&clock).is_doubted() && !watch.moment(&clock).is_settled());
         clock.advance(MINUTE * 60);
         assert!(watch.moment(&clock).is_settled());
+    }
+
+    #[test]
+    fn a_clock_that_is_wrong_from_the_start_on_is_held_against_the_last_run() {
+        let doubted = |start: Time| {
+            let (watch, clock) = (Watch::default(), ManualClock::at(start));
+            watch.last_ran(&clock, START);
+            watch.moment(&clock).is_doubted()
+        };
+        assert!(!doubted(START) && !doubted(START + LONGEST_AWAY));
+        assert!(doubted(START + YEAR) && doubted(Time::default()));
+
+        let (watch, clock) = (Watch::default(), ManualClock::at(START + YEAR));
+        watch.last_ran(&clock, START);
+        assert!(watch.moment(&clock).is_doubted());
+        clock.advance(MINUTE);
+        clock.step_to(START + MINUTE * 90);
+        assert!(!watch.moment(&clock).is_doubted(), "put right");
+        clock.step_to(START + LONGEST_AWAY);
+        assert!(watch.moment(&clock).is_doubted(), "from then on as any other");
+
+        let (watch, clock) = (Watch::default(), ManualClock::at(START + YEAR));
+        watch.last_ran(&clock, START);
+        assert!(watch.moment(&clock).is_doubted());
+        clock.advance(LONGEST_DOUBT);
+        assert!(!watch.moment(&clock).is_doubted(), "we were really away for a year");
     }
 
     #[test]

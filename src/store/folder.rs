@@ -228,6 +228,17 @@ impl Home for Folder {
         write_identity(&self.path, &self.secret, now)
     }
 
+    fn last_ran(&self) -> Option<Time> {
+        let file = private(&self.path.join(LAST_RUN), OpenOptions::new().read(true)).ok()?;
+        let mut text = String::new();
+        file.take(LONGEST_IDENTITY).read_to_string(&mut text).ok()?;
+        text.trim_end().parse().ok()
+    }
+
+    fn runs(&self, now: Time) -> io::Result<()> {
+        write_whole(&self.path, LAST_RUN, &format!("{now}\n"))
+    }
+
     fn is_in_place(&self) -> bool {
         let tables = match self.tables_inode.load(Ordering::Relaxed) {
             0 => true,
@@ -391,23 +402,30 @@ pub fn random_bytes() -> io::Result<[u8; 16]> {
     Ok(bytes)
 }
 
-/// Written beside its place and then moved there, so that it is there whole or not at all.
 fn write_identity(folder: &Path, secret: &Secret, begun: Time) -> io::Result<()> {
-    let beside = folder.join("identity.new");
+    let digits = hex(&secret.to_bytes());
+    let text = format!("postpone state {VERSION}\nsecret {digits}\nbegun {begun}\n");
+    let sum = xxh3_64(text.as_bytes());
+    write_whole(folder, "identity", &format!("{text}check {sum:016x}\n"))
+}
+
+/// Written beside its place and then moved there, so that it is there whole or not at all.
+fn write_whole(folder: &Path, name: &str, text: &str) -> io::Result<()> {
+    let beside = folder.join(format!("{name}.new"));
     // One that was left, or put there, is not written to.
     match fs::remove_file(&beside) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let mut file = private(&beside, OpenOptions::new().write(true).create_new(true))?;
-    let digits = hex(&secret.to_bytes());
-    let text = format!("postpone state {VERSION}\nsecret {digits}\nbegun {begun}\n");
-    let sum = xxh3_64(text.as_bytes());
-    writeln!(file, "{text}check {sum:016x}")?;
+    file.write_all(text.as_bytes())?;
     file.sync_all()?;
-    fs::rename(&beside, folder.join("identity"))?;
+    fs::rename(&beside, folder.join(name))?;
     File::open(folder)?.sync_all()
 }
+
+/// The file that says when we last ran.
+const LAST_RUN: &str = "last-run";
 
 /// Ten times what it takes.
 const LONGEST_IDENTITY: u64 = 2_000;

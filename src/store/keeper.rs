@@ -19,6 +19,7 @@ use std::time::Duration;
 use tracing::{error, info, warn};
 
 use super::{Backend, Change, Damage, Fault, Home, RawKey};
+use crate::clock::Time;
 use crate::engine::Engine;
 use crate::meter::key::Key;
 use crate::meter::table::{Kept, Restored};
@@ -40,6 +41,9 @@ const LOOK_AT_SPACE: u32 = 60;
 
 /// How often the folder is looked at: whether it is still the one that is used.
 const LOOK_AT_PLACE: Duration = Duration::from_secs(5);
+
+/// How often it is written down that we run: often, beside how long we may be away.
+const NOTE_RUN: Duration = Duration::from_secs(600);
 
 /// Bytes on disk for one entry, and for all that is not entries, beyond which space is given back:
 /// some three times what they take when nothing is wasted.
@@ -80,6 +84,7 @@ impl Keeper {
             sender: sender.clone(),
             messages,
             known: Known::Unread,
+            noted_run: Time::default(),
             restored: 0,
             unreadable: 0,
             compactor: None,
@@ -125,6 +130,8 @@ struct Writer {
     sender: Sender<Message>,
     messages: Receiver<Message>,
     known: Known,
+    /// When it was last written down that we run.
+    noted_run: Time,
     /// Entries that were read back, and those that could not be, as far as that can be told.
     restored: u64,
     unreadable: u64,
@@ -147,6 +154,8 @@ impl Writer {
         let mut backend = None;
         let (mut next_try, mut pause, mut flushes) = (0, FIRST_RETRY, 0_u32);
         let mut stopping = false;
+        // Before anything is read: by a clock that is wrong all of it would have faded.
+        self.home.last_ran().inspect(|then| self.books.engine.last_ran(*then));
         let mut looked = self.books.engine.now();
         while !stopping {
             if backend.is_none() && flushes >= next_try {
@@ -188,6 +197,8 @@ impl Writer {
                 if !self.home.is_in_place() {
                     (backend, next_try) = (None, flushes);
                     self.move_in();
+                } else if !now.is_within(NOTE_RUN, self.noted_run) {
+                    self.note_run();
                 }
             }
         }
@@ -252,6 +263,18 @@ impl Writer {
         let Some(begun) = self.books.engine.memory().behaviour.begun_anew() else { return };
         if let Err(error) = self.home.begins_anew(begun) {
             self.trouble("cannot be told when it was begun", &Fault::Unable(error));
+        }
+    }
+
+    /// Writes down that we run, unless nobody knows when that is.
+    fn note_run(&mut self) {
+        let at = self.books.engine.moment();
+        if at.is_doubted() {
+            return;
+        }
+        self.noted_run = at.now;
+        if let Err(error) = self.home.runs(at.now) {
+            self.trouble("cannot be told that it is used", &Fault::Unable(error));
         }
     }
 
@@ -327,6 +350,7 @@ impl Writer {
         self.write_changes(&**backend)?;
         self.write_missed(&**backend)?;
         self.write_everything(&**backend, |table| table.changes().is_none())?;
+        self.note_run();
         info!(took = ?self.books.engine.now().since(begun), "state saved");
         Ok(())
     }

@@ -105,6 +105,12 @@ pub trait Home: Send + Sync {
     /// so from now on.
     fn begins_anew(&mut self, now: Time) -> io::Result<()>;
 
+    /// When somebody last ran over it with a clock that was believed, as far as that is known.
+    fn last_ran(&self) -> Option<Time>;
+
+    /// Somebody runs over it now.
+    fn runs(&self, now: Time) -> io::Result<()>;
+
     /// Whether it is still where it was: not removed, and not replaced by another.
     fn is_in_place(&self) -> bool;
 

@@ -211,6 +211,14 @@ impl Home for Shelf {
         Ok(())
     }
 
+    fn last_ran(&self) -> Option<Time> {
+        None
+    }
+
+    fn runs(&self, _: Time) -> io::Result<()> {
+        Ok(())
+    }
+
     fn is_in_place(&self) -> bool {
         !self.state().removed
     }
