@@ -69,6 +69,13 @@ impl Add<Duration> for Time {
 }
 
 /// RFC 3339, to the nanosecond: `2026-11-21T22:07:20.000000001Z`.
+impl Time {
+    /// As people read it: to the second.
+    pub fn whole(self) -> String {
+        humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_nanos(self.0)).to_string()
+    }
+}
+
 impl Display for Time {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let moment = UNIX_EPOCH + Duration::from_nanos(self.0);

@@ -134,6 +134,8 @@ fn a_decision_is_explained_by_the_id_in_its_reply() {
     assert!(decision["value"].as_str().unwrap().contains("many unknown recipients"), "{told}");
     assert!(decision["wait_ms"].as_u64() > Some(0), "{told}");
     assert_eq!(told["client"]["standing"], "suspect");
+    let (_, text) = asked(&daemon, &[id_of(&reply)]);
+    assert!(text.contains("\nclient        192.0.2.7, its name is not known\n"), "{text}");
     for more in [["--sender", "a@example.net"], ["--name", "mx.example.net"]] {
         let (code, said) = asked(&daemon, &[&[id_of(&reply)], &more[..]].concat());
         assert_eq!(code, Some(65), "{said}");
@@ -166,7 +168,10 @@ fn the_answer_comes_first_and_what_says_nothing_is_left_out() {
     let (_, text) = asked(&daemon, &[BOT]);
     assert!(text.starts_with("answer        192.0.2.7 may send now\n"), "{text}");
     assert!(text.contains("client        192.0.2.7, its name is not known here: --name says it\n"));
-    assert!(text.contains("limits        velocity, of-one-sender: have counted nothing"), "{text}");
+    assert!(
+        text.contains("limits        nothing counted, or more must be known (--sender): velocity"),
+        "{text}"
+    );
     harvest(&daemon).expect("it is put off in the end");
     let (_, text) = asked(&daemon, &[BOT]);
     assert!(text.starts_with("answer        192.0.2.7 may send the next message in "), "{text}");
@@ -328,4 +333,24 @@ fn that_it_watches_no_more_is_told() {
     daemon.line("that it watches", |line| line.contains("behaviour only watches"));
     daemon.line("that it acts", |line| line.contains("behaviour no longer only watches"));
     assert!(harvest(&daemon).is_some());
+}
+
+/// A retry that is due, of which the answer must not say that it waits.
+#[test]
+fn who_has_waited_long_enough_is_told_so() {
+    let daemon = Daemon::start("limit = []\n[greylist]\nmode = \"enforce\"\ndelay = \"1s\"\n");
+    let mut mta = Mta::with_client(&daemon.endpoint, BOT);
+    mta.ask(&mail("a@example.net"));
+    let reply = mta.ask(&rcpt("b@example.org"));
+    daemon.line("the decision", |line| line.contains("reason=greylist"));
+    let id = daemon.line("its id", |line| line.contains(" id="));
+    let id = support::daemon::field(&id, "id").unwrap();
+    let text = wait_until("the wait to be over", || {
+        let (_, text) = asked(&daemon, &[id]);
+        text.contains("\ntriplet       has waited long enough: it passes\n").then_some(text)
+    });
+    assert!(text.starts_with("answer        192.0.2.7 may send now\n"), "{reply}{text}");
+    // Of a sender and recipient that are not named, nobody knows.
+    let (_, text) = asked(&daemon, &[BOT]);
+    assert!(unwrapped(&text).contains("may send now; a first contact of its sender and"), "{text}");
 }

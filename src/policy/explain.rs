@@ -128,6 +128,9 @@ pub struct Greylisted {
     pub delay_secs: u64,
     /// What is known of the sender and recipient of the decision that was asked about.
     pub triplet: Option<String>,
+    /// Whether these have waited long enough, or are known.
+    #[serde(default)]
+    pub waited: bool,
     /// When these may come back, if they must.
     pub ready: Option<Time>,
 }

@@ -35,10 +35,12 @@ impl Display for Text<'_> {
             row(f, "now", &whole(now))?;
         }
         let Explained { name, network, pool, standing, .. } = client;
-        let name = name.as_ref().map_or_else(
-            || ", its name is not known here: --name says it".to_owned(),
-            |name| format!(" ({name})"),
-        );
+        let name = match name {
+            Some(name) => format!(" ({name})"),
+            // A decision is explained by what was known of it.
+            None if told.decision.is_some() => ", its name is not known".to_owned(),
+            None => ", its name is not known here: --name says it".to_owned(),
+        };
         row(f, "client", &format!("{}{name}", client.client))?;
         row(f, "counts under", &format!("{network}, of the mail system {pool}"))?;
         row(f, "standing", standing.name())?;
@@ -133,7 +135,7 @@ fn acts(limit: &Limited) -> bool {
 }
 
 fn waits_at_first(greylist: &Greylisted) -> bool {
-    greylist.mode == Mode::Enforce && greylist.applies
+    greylist.mode == Mode::Enforce && greylist.applies && !greylist.waited
 }
 
 /// Of sessions at once, which have no time.
@@ -215,11 +217,15 @@ fn limits(f: &mut Formatter<'_>, all: &[Limited], now: Time, detail: Detail) -> 
     if quiet.is_empty() {
         return Ok(());
     }
-    let unknown = quiet.iter().any(|limit| !limit.needs.is_empty());
-    let unknown = if unknown { ", or need to know more (--sender)" } else { "" };
+    let of_sender = |need: &String| need.starts_with("sender");
+    let unknown = match quiet.iter().flat_map(|limit| &limit.needs).collect::<Vec<_>>() {
+        needs if needs.is_empty() => "",
+        needs if needs.iter().any(|need| of_sender(need)) => ", or more must be known (--sender)",
+        _ => ", or more must be known",
+    };
     let names: Vec<_> = quiet.iter().map(|limit| &*limit.name).collect();
     let names = names.join(", ");
-    row(f, "limits", &format!("{names}: have counted nothing{unknown}; --all shows them"))
+    row(f, "limits", &format!("nothing counted{unknown}: {names}; --all shows them"))
 }
 
 fn limit(f: &mut Formatter<'_>, told: &Limited, now: Time) -> fmt::Result {

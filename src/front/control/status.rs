@@ -296,9 +296,7 @@ impl Status {
 
 /// A time as people read it: to the second.
 pub fn whole(time: Time) -> String {
-    let text = time.to_string();
-    let end = text.find('.').unwrap_or(text.len());
-    format!("{}Z", text[..end].trim_end_matches('Z'))
+    time.whole()
 }
 
 impl Load {

@@ -16,11 +16,13 @@ impl Greylist {
             Some(Acquaintance::Waiting { first }) => Some(*first + self.delay),
             _ => None,
         };
+        let waited = matches!(met, Some(Acquaintance::Known { .. } | Acquaintance::Back));
         let triplet = met.map(|met| match met {
-            Acquaintance::Known { until } => format!("known until {until}"),
+            Acquaintance::Known { until } => format!("known until {}", until.whole()),
             Acquaintance::Back => "has waited long enough: it passes".to_owned(),
             Acquaintance::Waiting { first } => {
-                format!("waits since {first}; it may come back at {}", first + self.delay)
+                let back = (first + self.delay).whole();
+                format!("waits since {}; it may come back at {back}", first.whole())
             }
             Acquaintance::New => "a first contact".to_owned(),
         });
@@ -34,6 +36,7 @@ impl Greylist {
             max_pending: self.max_pending_per_network,
             delay_secs: self.delay.as_secs(),
             triplet,
+            waited,
             ready: ready.filter(|ready| *ready > cx.now),
         }
     }

@@ -14,7 +14,7 @@ impl Sender {
         returns: &Returns,
         now: Time,
     ) -> String {
-        let whole = |number: f32| format!("{number:.0}");
+        let whole = |number: f32| rounded(f64::from(number)).to_string();
         let of = |part: f32, all: f32| format!("{part:.0} of {all:.0}");
         let enough = |text: String, has: f32, least: f32| match has >= least {
             true => text,
@@ -75,9 +75,9 @@ impl Sender {
                 format!("new hosts of {} in its network", some(network.names.count(), "name"))
             }
             Term::NetworkVelocity => {
-                let others = (network.per_hour - self.per_hour).max(0.0);
+                let others = whole((network.per_hour - self.per_hour).max(0.0));
                 format!(
-                    "{others:.0} messages an hour of other new hosts of its network, \
+                    "{others} messages an hour of other new hosts of its network, \
                      {EARNED_BY_NETWORK:.0} are usual"
                 )
             }
@@ -110,7 +110,12 @@ impl Sender {
 /// So many of it: one name, two names.
 fn some(number: f64, what: &str) -> String {
     let plural = if (number - 1.0).abs() < 0.5 { "" } else { "s" };
-    format!("{number:.0} {what}{plural}")
+    format!("{} {what}{plural}", rounded(number))
+}
+
+/// To the next whole number, which is never "-0".
+fn rounded(number: f64) -> impl Display {
+    number.round() + 0.0
 }
 
 fn tenths(number: f32) -> impl Display {
@@ -139,6 +144,13 @@ mod tests {
     use crate::clock::Moment;
 
     const NOW: Time = Time::from_secs(1_800_000_000);
+
+    #[test]
+    fn no_number_is_less_than_nothing() {
+        assert_eq!(some(-0.0, "name"), "0 names");
+        assert_eq!(some(-0.3, "name"), "0 names");
+        assert_eq!(some(1.2, "name"), "1 name");
+    }
 
     /// A client that has sent so many messages at once, all to recipients that do not exist.
     fn harvester(messages: u64) -> Sender {
