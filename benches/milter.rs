@@ -546,7 +546,7 @@ fn serve_postpone(runtime: &mut runtime::Builder, settings: &Settings) -> io::Re
     let policy = settings.policy(&memory).expect("the defaults name no files");
     let engine = Engine::new(Box::new(SystemClock), memory, policy);
     let (bound, door) = (settings.listen[0].bind(&[])?, settings.listen[0].door());
-    let (_stop, stopping) = tokio::sync::watch::channel(false);
+    let (_stop, stopping) = tokio::sync::watch::channel(None);
     let upkeep = engine.clone();
     runtime.enable_all().build()?.block_on(async move {
         tokio::spawn(async move {
@@ -556,7 +556,7 @@ fn serve_postpone(runtime: &mut runtime::Builder, settings: &Settings) -> io::Re
                 upkeep.sweep(1);
             }
         });
-        let serving = Serving::new(MOST, stopping, Duration::ZERO);
+        let serving = Serving::new(MOST, stopping);
         milter::serve(bound, engine, door, serving).await
     })?;
     Err(io::Error::other("nobody told it to stop"))

@@ -3,6 +3,7 @@
 //! From event to answer everything is synchronous, waits for nothing, and fails open: in our own
 //! trouble the mail passes. That is decided in one place, `Engine::or_pass`.
 
+mod awaiting;
 mod by_hand;
 mod explain;
 pub mod recent;

@@ -31,7 +31,7 @@ const ADDRESSES: &str = "postpone_failures_total{kind=\"address\"}";
 struct Service {
     address: SocketAddr,
     engine: Arc<Engine>,
-    stop: watch::Sender<bool>,
+    stop: watch::Sender<Option<Duration>>,
     served: JoinHandle<std::io::Result<()>>,
 }
 
@@ -61,13 +61,13 @@ impl Service {
             Bound::Inet(listener) => listener.local_addr().unwrap(),
             Bound::Unix(_) => SocketAddr::from(([0; 4], 0)),
         };
-        let (stop, stopping) = watch::channel(false);
+        let (stop, stopping) = watch::channel(None);
         let served = tokio::spawn(policyd::serve(
             bound,
             engine.clone(),
             listen.door(),
             Arc::new(Desk::new(&secret)),
-            Serving::new(max_connections, stopping, PATIENCE),
+            Serving::new(max_connections, stopping),
         ));
         Self { address, engine, stop, served }
     }
@@ -334,7 +334,7 @@ async fn told_to_stop_it_answers_what_is_under_way_and_hangs_up() {
     busy.send(&text.as_bytes()[..40]).await;
     // Answered now, it has read the other connection's half request too, or soon will.
     assert_eq!(idle.ask(&request(1, "a", "two")).await, DUNNO);
-    service.stop.send(true).unwrap();
+    service.stop.send(Some(PATIENCE)).unwrap();
     idle.closed().await;
     assert!(TcpStream::connect(service.address).await.is_err());
     busy.send(&text.as_bytes()[40..]).await;
@@ -349,7 +349,7 @@ async fn told_to_stop_it_ends_even_when_no_connection_is_free() {
     let mut only = service.connect().await;
     assert_eq!(only.ask(&request(1, "a", "one")).await, DUNNO);
     let waiting = service.connect().await;
-    service.stop.send(true).unwrap();
+    service.stop.send(Some(PATIENCE)).unwrap();
     only.closed().await;
     waiting.closed().await;
     service.ended().await;
@@ -379,7 +379,7 @@ async fn a_unix_socket_serves_as_well() {
     let mut peer = Peer(BufReader::new(UnixStream::connect(&path).await.unwrap()));
     assert_eq!(peer.ask(&request(1, "a", "one")).await, DUNNO);
     assert!(peer.ask(&request(1, "b", "one")).await.starts_with("action=421 4.7.0 "));
-    service.stop.send(true).unwrap();
+    service.stop.send(Some(PATIENCE)).unwrap();
     peer.closed().await;
     service.ended().await;
     std::fs::remove_dir_all(folder).unwrap();

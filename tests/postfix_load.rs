@@ -9,13 +9,13 @@
 
 mod support;
 
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use rustix::fs::statvfs;
 use rustix::process::Signal;
+use support::apart::apart;
 use support::daemon::{Daemon, field};
 use support::mx::{ANNA, BERT, CARL, SENDER, no_session_is_left, told, visit};
 use support::postfix::{HOSTNAME, Postfix};
@@ -101,28 +101,6 @@ fn reached(daemon: &Daemon, level: &str, sensor: &str) -> String {
     daemon.line(&format!("level {level} by {sensor}"), |line| {
         field(line, "level") == Some(level) && field(line, "sensor") == Some(sensor)
     })
-}
-
-const APART: &str = "POSTPONE_TEST_APART";
-
-/// Runs a story in a mount namespace of its own: in this process, if it has one, or in another.
-fn apart(test: &str, story: impl FnOnce()) {
-    if env::var_os(APART).is_some() {
-        return story();
-    }
-    let output = Command::new("setpriv")
-        .args(["--pdeathsig", "KILL", "--", "unshare", "--mount", "--"])
-        .arg(env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
-        .env(APART, "1")
-        .output()
-        .expect("setpriv and unshare (util-linux)");
-    let said =
-        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
-    let needs =
-        "it needs root with CAP_SYS_ADMIN, to mount a small disk (a container: --privileged)";
-    assert!(output.status.success(), "{}\n{needs}", said.join("\n"));
-    assert!(said[0].contains("1 passed"), "no test of this name: {said:?}");
 }
 
 fn mount(kind: &str, options: &str, place: &Path) -> bool {

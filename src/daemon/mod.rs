@@ -11,47 +11,40 @@ mod confine;
 pub mod log;
 mod prepare;
 mod reload;
+mod running;
 mod sampler;
 mod service;
+mod state;
 mod trouble;
 mod worker;
 
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::Semaphore;
 use tracing::{error, info, warn};
 
 pub use self::attend::Early;
 use self::attend::{Attendant, SWEEP_EVERY, Signals, Told};
 use self::confine::{Confined, Needs};
 use self::log::Logging;
-use self::prepare::{Notes, Prepared};
+use self::prepare::{Notes, Prepared, build};
 use self::reload::reload;
-use self::sampler::Sampler;
-use self::sampler::delay::Lateness;
+use self::running::{Running, Sockets};
 use self::service::Service;
+use self::state::{Identity, State};
 use self::trouble::Trouble;
-use self::worker::Worker;
-use crate::clock::{Clock, SystemClock};
-use crate::config::{self, Named, Settings};
+use crate::config::{Named, Settings};
 use crate::engine::Engine;
-use crate::front::control::status;
-use crate::front::{control, http, listener, policyd};
-use crate::store::folder::Folder;
-use crate::store::keeper::Keeper;
+use crate::store::folder::Refused;
+use crate::store::owner::keep_private;
 
 /// Descriptors kept for what is no session: sockets, logs, lists, metrics, control.
 const SPARE_DESCRIPTORS: u64 = 192;
-
-/// How long the first sessions wait until it is known again whether there is maintenance. It is
-/// the first thing that is read of state; MTAs wait for five seconds.
-const KNOWN_WITHIN: Duration = Duration::from_secs(3);
 
 /// Serves until told to stop.
 pub fn serve(early: Early, settings: Settings, named: Named, file: PathBuf) -> ExitCode {
@@ -59,19 +52,47 @@ pub fn serve(early: Early, settings: Settings, named: Named, file: PathBuf) -> E
     let service = Service::of_environment();
     let mut notes = Notes::default();
     let prepared = Prepared::new(&settings, named, &mut notes);
+    let prepared = prepared.and_then(|sockets| {
+        keep_private();
+        let state = early.runtime.block_on(State::of(&settings.state, named, &mut notes))?;
+        state.take_rights()?;
+        let engine = build(&settings, &state, sockets.called.as_deref())?;
+        Ok((sockets, state, engine))
+    });
     let confined = Confined::new(&Needs {
-        state: prepared.as_ref().ok().and_then(|it| it.folder.as_ref()).map(Folder::path),
-        sockets: &prepared.as_ref().map_or(Vec::new(), |prepared| {
+        state: None,
+        sockets: &prepared.as_ref().map_or(Vec::new(), |(prepared, ..)| {
             prepared.files.iter().map(|file| file.path().to_owned()).collect()
         }),
         load: &settings.load,
     });
     let logging = Logging::start(&settings.log);
     notes.tell();
-    let told = prepared.and_then(|prepared| {
+    let told = prepared.and_then(|(prepared, state, engine)| {
         confined.tell();
-        let service = &service;
-        Daemon { settings, file, max_sessions, service, confined }.run(early, prepared, &logging)
+        let Prepared { sockets, metrics, control, files, called } = prepared;
+        let listeners = settings.listen.iter().map(|listen| listen.door().address).collect();
+        let places = Arc::new(Semaphore::new(max_sessions.min(Semaphore::MAX_PERMITS)));
+        let sockets = Sockets { served: sockets, listeners, metrics, control, places };
+        let (service, logging) = (&service, &logging);
+        let daemon = Daemon {
+            settings,
+            named,
+            file,
+            max_sessions,
+            service,
+            confined,
+            logging,
+            sockets,
+            called,
+        };
+        daemon.run(early, state, engine)?;
+        for file in files {
+            // One that is left is replaced at the next start.
+            let _ = file.remove();
+        }
+        info!("stopped");
+        Ok(())
     });
     let code = match told {
         Ok(()) => 0,
@@ -88,122 +109,169 @@ pub fn serve(early: Early, settings: Settings, named: Named, file: PathBuf) -> E
 /// What holds for the whole of its life.
 struct Daemon<'a> {
     settings: Settings,
+    named: Named,
     file: PathBuf,
     max_sessions: usize,
     service: &'a Service,
     confined: Confined,
+    logging: &'a Logging,
+    sockets: Sockets,
+    called: Option<String>,
 }
 
 impl Daemon<'_> {
-    fn run(self, early: Early, prepared: Prepared, logging: &Logging) -> Result<(), Trouble> {
-        let system = |what| move |error| Trouble::System(what, error);
-        let Self { settings, file, max_sessions, service, confined } = self;
+    fn run(self, early: Early, state: State, engine: Arc<Engine>) -> Result<(), Trouble> {
         let Early { runtime: main, hangup } = early;
-        let Prepared { sockets, metrics, control, folder, files, secret, engine } = prepared;
-        let begun = folder.as_ref().map_or_else(|| SystemClock.now(), Folder::begun);
-        engine.memory().behaviour.begun(begun);
-        let desk = Arc::new(policyd::Desk::new(&secret));
         let _inside = main.enter();
-        let mut signals = Signals::new(hangup).map_err(system("cannot watch signals"))?;
-        let keeper = folder.map(|folder| keep(folder, &engine, &settings.state)).transpose();
-        let keeper = keeper.map_err(system("cannot start the state's thread"))?;
-        let listeners: Arc<[Arc<str>]> =
-            settings.listen.iter().map(|listen| listen.door().address).collect();
-        service.starting();
-        main.block_on(maintenance_is_known(&engine));
-        engine.tell_maintenance(&listeners);
-        engine.tell_learning();
-        let lateness = Lateness::new(settings.server.workers);
-        let sampler = Sampler::new(&engine, lateness.clone());
-        let (stop, stopping) = watch::channel(false);
-        let fronts =
-            listener::Serving::new(max_sessions, stopping, settings.server.grace.duration());
-        let mut workers = Vec::new();
-        for number in 0..settings.server.workers {
-            let shared =
-                |socket: &prepare::Socket| Ok((socket.bound.share()?, socket.listen.clone()));
-            let sockets: io::Result<Vec<_>> = sockets.iter().map(shared).collect();
-            let worker = Worker {
-                engine: engine.clone(),
-                desk: desk.clone(),
-                lateness: lateness.clone(),
-                sockets: sockets.map_err(system("cannot share a socket"))?,
-                serving: fronts.clone(),
-            };
-            workers.push(worker.start(number).map_err(system("cannot start a worker"))?);
+        let signals = Signals::new(hangup);
+        let mut signals = signals.map_err(|why| Trouble::System("cannot watch signals", why))?;
+        self.service.starting();
+        let mut state = main.block_on(state.serve(&engine))?;
+        self.tell(&engine);
+        for socket in &self.sockets.served {
+            socket.listen()?;
         }
-        if let Some(listener) = metrics {
-            main.spawn(http::serve(listener, engine.clone()));
-        }
-        let since = engine.now();
-        engine.telemetry().started(since);
-        let (reloads, mut asked) = mpsc::channel(1);
-        let told = Arc::new(Mutex::new(status::Settings {
-            file: if file.exists() { file.display().to_string() } else { String::new() },
-            loaded: since,
-            in_force: settings.in_force(&engine.own_rules()),
-            refused: None,
-        }));
-        if let Some(socket) = control {
-            let (engine, listeners) = (engine.clone(), listeners.clone());
-            let settings = told.clone();
-            let desk = control::desk::Desk { engine, since, settings, listeners, reloads };
-            main.spawn(control::serve(socket, desk));
-        }
-        for socket in sockets {
+        let mut running = self.start(&engine)?;
+        for socket in &self.sockets.served {
             let Some((address, protocol)) = socket.listen.address() else { continue };
             info!(%address, protocol = %protocol.name(), passed = socket.passed, "listening");
         }
-        info!(version = env!("CARGO_PKG_VERSION"), file = %file.display(), max_sessions, "serving");
-        sampler.watch(&settings.load).map_err(system("cannot start the sensors' thread"))?;
-        service.serving(&engine, &listeners);
-        let told = main.block_on(service.alive_while(&lateness, async {
-            let reload = || reload(&settings, &file, &engine, &sampler, logging, &confined);
-            let attendant = Attendant {
-                engine: &engine,
-                listeners: &listeners,
-                settings: &told,
-                logging,
-                workers: &workers,
-                service,
-            };
-            tokio::select! {
-                told = attendant.attend(&mut signals, &mut asked, reload) => told,
-                never = sampler.tended(SWEEP_EVERY) => match never {},
+        let (file, max_sessions) = (self.file.display(), self.max_sessions);
+        info!(version = env!("CARGO_PKG_VERSION"), %file, max_sessions, "serving");
+        // Those who came before state had answered are served by what ran then.
+        let mut before = Vec::new();
+        let told = loop {
+            match main.block_on(self.attend(&mut running, &mut signals, &mut state)) {
+                Event::Told(told) => break told,
+                Event::Answered(answer) => {
+                    let (next, now) = main.block_on(self.take_over(&running, state, answer))?;
+                    state = now;
+                    if let Some(next) = next {
+                        running.hand_over();
+                        before.push(std::mem::replace(&mut running, next));
+                    }
+                }
             }
-        }));
-        // Nobody reloads any more; who asks is told so.
-        drop(asked);
-        info!("stopping: running sessions may finish within {}", settings.server.grace);
-        service.stopping(&engine, settings.server.grace.duration());
-        let _ = stop.send(true);
-        let ended = || workers.iter().all(JoinHandle::is_finished);
-        main.block_on(service.alive_while(&lateness, signals.until(ended)));
-        if let Some(keeper) = keeper {
-            service.saving();
-            keeper.stop();
-            let saved = signals.until(|| keeper.is_finished());
-            main.block_on(service.alive_while(&lateness, saved));
-            if keeper.is_finished() {
-                keeper.finish().map_err(Trouble::Unsaved)?;
-            } else {
+        };
+        before.push(running);
+        main.block_on(self.stop(&mut before, state, &mut signals))?;
+        ended_well(before, told)
+    }
+
+    /// Lets sessions end, and saves state; `all` that has run, the last being what runs now.
+    async fn stop(
+        &self,
+        all: &mut [Running],
+        state: State,
+        signals: &mut Signals,
+    ) -> Result<(), Trouble> {
+        let grace = self.settings.server.grace;
+        info!("stopping: running sessions may finish within {grace}");
+        all.iter_mut().for_each(|running| running.stop(grace.duration()));
+        let Some(running) = all.last() else { return Ok(()) };
+        self.service.stopping(&running.engine, grace.duration());
+        let ended = || all.iter().flat_map(|it| &it.workers).all(JoinHandle::is_finished);
+        self.service.alive_while(&running.lateness, signals.until(ended)).await;
+        match state {
+            State::Kept(keeper) => {
+                self.service.saving();
+                keeper.stop();
+                let saved = signals.until(|| keeper.is_finished());
+                self.service.alive_while(&running.lateness, saved).await;
+                if keeper.is_finished() {
+                    return keeper.finish().map_err(Trouble::Unsaved);
+                }
                 warn!("state was not saved completely: told to stop once more");
             }
+            State::Awaited(_) => warn!("state has not answered: nothing is saved"),
+            State::None | State::Open(..) => {}
         }
-        ended_well(workers, told)?;
-        for file in files {
-            // One that is left is replaced at the next start.
-            let _ = file.remove();
-        }
-        info!("stopped");
         Ok(())
+    }
+
+    fn tell(&self, engine: &Engine) {
+        engine.tell_maintenance(&self.sockets.listeners);
+        engine.tell_learning();
+    }
+
+    fn start(&self, engine: &Arc<Engine>) -> Result<Running, Trouble> {
+        let running = Running::start(engine, &self.sockets, &self.settings, &self.file)?;
+        self.service.serving(engine, &self.sockets.listeners);
+        Ok(running)
+    }
+
+    /// Looks after what runs until it is time to stop, or state has answered.
+    async fn attend(
+        &self,
+        running: &mut Running,
+        signals: &mut Signals,
+        state: &mut State,
+    ) -> Event {
+        let Running { engine, sampler, lateness, workers, told, asked, .. } = running;
+        let reload =
+            || reload(&self.settings, &self.file, engine, sampler, self.logging, &self.confined);
+        let attendant = Attendant {
+            engine,
+            listeners: &self.sockets.listeners,
+            settings: told,
+            logging: self.logging,
+            workers,
+            service: self.service,
+        };
+        let look = async {
+            tokio::select! {
+                told = attendant.attend(signals, asked, reload) => Event::Told(told),
+                answer = state.answer() => Event::Answered(answer),
+                never = sampler.tended(SWEEP_EVERY) => match never {},
+            }
+        };
+        self.service.alive_while(lateness, look).await
+    }
+
+    /// State has answered at last: who comes from now on is served by an engine that has what was
+    /// kept, and what was said by hand meanwhile; nothing, if none is kept.
+    async fn take_over(
+        &self,
+        before: &Running,
+        state: State,
+        answer: Result<Identity, Refused>,
+    ) -> Result<(Option<Running>, State), Trouble> {
+        let State::Awaited(opening) = state else { return Ok((None, state)) };
+        let identity = match answer {
+            Ok(identity) => identity,
+            Err(refused) => {
+                let why = opening.dispensable(refused, self.named)?;
+                warn!("no state is kept: {why}");
+                before.engine.awaits_no_state();
+                return Ok((None, State::None));
+            }
+        };
+        let state = State::Open(opening, identity);
+        let engine = build(&self.settings, &state, self.called.as_deref())?;
+        let state = state.serve(&engine).await?;
+        engine.take_over(&before.engine, &self.sockets.listeners);
+        self.tell(&engine);
+        let running = self.start(&engine)?;
+        info!("state has answered: it is known from now on what was kept");
+        if before.was_reloaded() {
+            running.ask_for_a_reload();
+        }
+        Ok((Some(running), state))
     }
 }
 
+/// What the main thread has waited for.
+enum Event {
+    /// To stop.
+    Told(Told),
+    /// State, which had not answered when the daemon began to serve.
+    Answered(Result<Identity, Refused>),
+}
+
 /// What became of the workers that have ended.
-fn ended_well(workers: Vec<JoinHandle<io::Result<()>>>, told: Told) -> Result<(), Trouble> {
+fn ended_well(all: Vec<Running>, told: Told) -> Result<(), Trouble> {
     let failed = |error| Err(Trouble::System("a worker failed", error));
-    for worker in workers.into_iter().filter(JoinHandle::is_finished) {
+    for worker in all.into_iter().flat_map(|it| it.workers).filter(JoinHandle::is_finished) {
         match worker.join() {
             Ok(Ok(())) if told == Told::ByAWorker => {
                 return failed(io::Error::other("it ended by itself"));
@@ -214,29 +282,6 @@ fn ended_well(workers: Vec<JoinHandle<io::Result<()>>>, told: Told) -> Result<()
         }
     }
     Ok(())
-}
-
-fn keep(folder: Folder, engine: &Arc<Engine>, state: &config::State) -> io::Result<Keeper> {
-    let tables = engine.memory().kept().map(|(name, _)| name).collect();
-    let home = Box::new(folder.with_tables(tables));
-    Keeper::start(home, engine.clone(), state.flush.duration())
-}
-
-/// Waits until what was said of maintenance before the restart, and who was allowed by hand, has
-/// been read again, so that it holds from the first session on. Where the disk is slow, mail does not wait for it.
-async fn maintenance_is_known(engine: &Engine) {
-    let mut look = tokio::time::interval(Duration::from_millis(2));
-    let memory = engine.memory();
-    let known = async {
-        while !memory.maintenance.is_whole() || !memory.allowed.is_whole() {
-            look.tick().await;
-        }
-    };
-    if tokio::time::timeout(KNOWN_WITHIN, known).await.is_err() {
-        warn!(
-            "state is slow to load: maintenance and exemptions from before the restart hold once they are read"
-        );
-    }
 }
 
 /// Every session needs a descriptor: takes as many as the system gives, and returns how many

@@ -1,30 +1,27 @@
-//! What is made while the daemon is one thread and may still do everything: its sockets, with
-//! their owners, the folder of state, and the policy, whose lists may be closed to us afterwards.
-//! Nothing is served yet.
+//! What is made while the daemon may still do everything: its sockets, with their owners, and the
+//! policy, whose lists may be closed to us afterwards. Nothing is served yet.
 
 use std::net::TcpListener;
 use std::sync::Arc;
 
 use tokio::runtime;
-use tracing::{error, warn};
+use tracing::warn;
 
 use super::sampler::postfix;
+use super::state::State;
 use super::trouble::Trouble;
-use crate::clock::{Clock, SystemClock};
-use crate::config::{Control, Named, Settings, State, host_name, without_dot};
+use crate::clock::SystemClock;
+use crate::config::{Control, Named, Settings, host_name, without_dot};
 use crate::engine::Engine;
 use crate::front::address::Address;
 use crate::front::listener::{Bound, Stack};
 use crate::front::passed::Passed;
 use crate::front::socket_file::SocketFile;
 use crate::front::{control, http, listen};
-use crate::meter::key::Secret;
 use crate::policy::Memory;
 use crate::setting::OrNone;
-use crate::store::folder::{Folder, Refused, random_bytes};
-use crate::store::owner::take_rights;
 
-/// Sockets, state and policy, taken and not used yet.
+/// Sockets, taken and not used yet.
 pub(super) struct Prepared {
     /// What is served.
     pub(super) sockets: Vec<Socket>,
@@ -32,14 +29,10 @@ pub(super) struct Prepared {
     pub(super) metrics: Option<TcpListener>,
     /// Where `postpone ctl` asks.
     pub(super) control: Option<control::Socket>,
-    /// The folder of state.
-    pub(super) folder: Option<Folder>,
     /// Files of unix sockets that are ours, and so are removed at the end.
     pub(super) files: Vec<SocketFile>,
-    /// What keys are made with.
-    pub(super) secret: Secret,
-    /// The policy of the settings, with the lists that they name, and memory.
-    pub(super) engine: Arc<Engine>,
+    /// What the MTA calls this host, where it has to be asked and says so.
+    pub(super) called: Option<String>,
 }
 
 /// A bound socket and its section.
@@ -52,12 +45,21 @@ pub(super) struct Socket {
     pub(super) passed: bool,
 }
 
+impl Socket {
+    /// From now on who connects waits to be served. What the service manager has bound has listened
+    /// all the time.
+    pub(super) fn listen(&self) -> Result<(), Trouble> {
+        let listening = if self.passed { Ok(()) } else { self.bound.listen() };
+        listening.map_err(|error| Trouble::listening(&self.listen, error))
+    }
+}
+
 /// What is to be told once there is a log: its writer is a thread.
 #[derive(Default)]
 pub(super) struct Notes(Vec<Box<dyn FnOnce()>>);
 
 impl Notes {
-    fn take(&mut self, note: impl FnOnce() + 'static) {
+    pub(super) fn take(&mut self, note: impl FnOnce() + 'static) {
         self.0.push(Box::new(note));
     }
 
@@ -81,17 +83,8 @@ impl Prepared {
         if let (Some(_), OrNone::Some(socket)) = (&control, &settings.control.socket) {
             files.extend(SocketFile::bound_at(socket.path()));
         }
-        let folder = open_state(&settings.state, named, notes)?;
-        let secret = match &folder {
-            Some(folder) => folder.secret().clone(),
-            None => {
-                let random = random_bytes();
-                Secret::new(random.map_err(|why| Trouble::System("no random numbers", why))?)
-            }
-        };
-        let engine = build(settings, &secret)?;
-        ask_for_the_name(settings, &engine, notes);
-        Ok(Self { sockets, metrics, control, folder, files, secret, engine })
+        let called = ask_for_the_name(settings, notes);
+        Ok(Self { sockets, metrics, control, files, called })
     }
 }
 
@@ -117,10 +110,8 @@ fn bind(
     let mut sockets = Vec::new();
     for (listen, given) in settings.listen.iter().zip(given) {
         let passed = given.is_some();
-        let bound = given.map_or_else(|| listen.bind(&settings.listen), Ok).map_err(|error| {
-            let address = listen.door().listener.to_string();
-            Trouble::Socket(address, error)
-        })?;
+        let bound = given.map_or_else(|| listen.bind(&settings.listen), Ok);
+        let bound = bound.map_err(|error| Trouble::listening(listen, error))?;
         if let (false, Some((Address::Unix(path), _))) = (passed, listen.address()) {
             files.extend(SocketFile::bound_at(path));
         }
@@ -167,67 +158,41 @@ fn bind_control(
     }
 }
 
-/// Takes the folder of state, if there is to be one.
-fn open_state(state: &State, named: Named, notes: &mut Notes) -> Result<Option<Folder>, Trouble> {
-    let OrNone::Some(path) = state.path.clone() else { return Ok(None) };
-    let shown = path.to_string();
-    match take_rights(path.path()) {
-        Ok(None) => {}
-        Ok(Some(owner)) => notes.take(move || {
-            warn!(path = shown, %owner, "state belongs to another user, and root serves with that user's rights");
-        }),
-        Err(why) => {
-            return Err(Trouble::State(path.to_string(), Refused::Unable("act as its owner", why)));
-        }
-    }
-    match Folder::open(path.path(), SystemClock.now()) {
-        Ok(folder) => {
-            if folder.was_open_to_others() {
-                let path = folder.path().to_owned();
-                notes.take(move || {
-                    warn!(path = %path.display(), "others could write in the folder of state: it is closed to them now");
-                });
-            }
-            for aside in folder.was_set_aside() {
-                let aside = aside.clone();
-                notes.take(move || error!(aside, "state is damaged and was set aside"));
-            }
-            Ok(Some(folder))
-        }
-        // At its default it can be done without; but never beside another daemon, or over what a
-        // later version knows.
-        Err(Refused::Unable(what, why)) if !named.state => {
-            notes.take(move || warn!(%path, "no state is kept: cannot {what}: {why}"));
-            Ok(None)
-        }
-        Err(refused) => Err(Trouble::State(path.to_string(), refused)),
-    }
-}
-
 /// Where no MTA tells a session what it calls this host, Postfix is asked, once, while programs may
 /// still be run.
-fn ask_for_the_name(settings: &Settings, engine: &Engine, notes: &mut Notes) {
+fn ask_for_the_name(settings: &Settings, notes: &mut Notes) -> Option<String> {
     if !settings.must_ask_for_the_name() {
-        return;
+        return None;
     }
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let asked = runtime.map_err(|error| error.to_string());
-    let (name, why) = match asked.and_then(|runtime| runtime.block_on(postfix::host_name())) {
-        Ok(name) => {
-            engine.called(&name);
-            (name, None)
-        }
-        Err(why) => (host_name(), Some(why)),
+    let asked = asked.and_then(|runtime| runtime.block_on(postfix::host_name()));
+    let (name, why) = match &asked {
+        Ok(name) => (name.clone(), None),
+        Err(why) => (host_name(), Some(why.clone())),
     };
     if let Some(warning) = without_dot(&name) {
         notes.take(move || warn!(name, why, "{warning}"));
     }
+    asked.ok()
 }
 
-fn build(settings: &Settings, secret: &Secret) -> Result<Arc<Engine>, Trouble> {
-    let memory = Memory::new(secret, settings.bounds());
+/// The policy of the settings, with the lists that they name, and memory with the keys of this state.
+pub(super) fn build(
+    settings: &Settings,
+    state: &State,
+    called: Option<&str>,
+) -> Result<Arc<Engine>, Trouble> {
+    let secret = state.secret();
+    let (secret, begun) = secret.map_err(|why| Trouble::System("no random numbers", why))?;
+    let memory = Memory::new(&secret, settings.bounds());
+    memory.behaviour.begun(begun);
     match settings.policy(&memory) {
-        Ok(policy) => Ok(Engine::new(Box::new(SystemClock), memory, policy)),
+        Ok(policy) => {
+            let engine = Engine::new(Box::new(SystemClock), memory, policy);
+            called.inspect(|name| engine.called(name));
+            Ok(engine)
+        }
         Err(complaints) => {
             let messages: Vec<_> = complaints.into_iter().map(|c| c.message).collect();
             Err(Trouble::Settings(messages.join("; ")))

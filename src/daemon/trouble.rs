@@ -4,6 +4,7 @@ use std::fmt::{self, Display, Formatter};
 use std::io;
 
 use crate::exit;
+use crate::front::listen;
 use crate::store::Fault;
 use crate::store::folder::Refused;
 
@@ -18,6 +19,11 @@ pub(super) enum Trouble {
 }
 
 impl Trouble {
+    /// This listener cannot be served.
+    pub(super) fn listening(listen: &listen::Params, error: io::Error) -> Self {
+        Self::Socket(listen.door().listener.to_string(), error)
+    }
+
     pub(super) fn code(&self) -> u8 {
         match self {
             Self::Settings(_) => exit::SETTINGS,

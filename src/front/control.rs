@@ -80,8 +80,14 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Takes what was bound at this path.
+    /// Another handle of the same socket.
+    pub fn share(&self) -> io::Result<Self> {
+        Ok(Self { listener: self.listener.try_clone()?, peers: self.peers.clone() })
+    }
+
+    /// Takes what was bound at this path. Who asks before it is served waits.
     pub fn new(bound: Bound, path: &Path) -> io::Result<Self> {
+        bound.listen()?;
         match bound {
             Bound::Unix(listener) => Ok(Self { listener, peers: Peers::of(path)? }),
             Bound::Inet(_) => Err(io::Error::new(io::ErrorKind::InvalidInput, "no unix socket")),

@@ -9,16 +9,17 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net as unix;
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::Mode;
-use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::address::Address;
 use super::socket_file::{self, Ownership};
@@ -44,16 +45,11 @@ pub enum Stack {
 }
 
 impl Bound {
-    /// Binds an address. The socket file of a daemon that is gone is replaced; that of one that
-    /// still answers is an error.
+    /// Binds an address; who connects is refused until [`Bound::listen`]. The socket file of a daemon
+    /// that is gone is replaced; that of one that still answers is an error.
     pub fn bind(address: &Address, stack: Stack, ownership: &Ownership) -> io::Result<Self> {
         match address {
-            Address::Inet(address) => {
-                let listener = bind_tcp(*address, stack)?;
-                // As long as the system allows; what is said a second time holds.
-                net::listen(&listener, i32::MAX)?;
-                Self::Inet(listener).prepared()
-            }
+            Address::Inet(address) => Self::Inet(bind_tcp(*address, stack)?).prepared(),
             Address::Unix(path) => {
                 socket_file::remove_stale(path)?;
                 if let Some(parent) = path.parent() {
@@ -62,15 +58,20 @@ impl Bound {
                 // Until it has its owner and mode, nobody else may use it. We may: should it be left
                 // behind, that is how we see that nobody serves it.
                 let before = rustix::process::umask(Mode::RWXG | Mode::RWXO);
-                let listener = unix::UnixListener::bind(path);
+                let socket = bind_unix(path);
                 rustix::process::umask(before);
-                let listener = listener?;
+                let socket = socket?;
                 ownership.apply(path).inspect_err(|_| {
                     let _ = fs::remove_file(path);
                 })?;
-                Self::Unix(listener).prepared()
+                Self::Unix(socket).prepared()
             }
         }
+    }
+
+    /// From now on who connects waits for accept, as many as the system allows.
+    pub fn listen(&self) -> io::Result<()> {
+        Ok(net::listen(self, i32::MAX)?)
     }
 
     /// The same, as the fronts want it: accept returns at once, and over TCP the connections, which
@@ -101,15 +102,20 @@ impl Bound {
 }
 
 fn bind_tcp(address: SocketAddr, stack: Stack) -> io::Result<std::net::TcpListener> {
-    if stack == Stack::Both || address.is_ipv4() {
-        return std::net::TcpListener::bind(address);
-    }
-    let flags = SocketFlags::CLOEXEC;
-    let socket = net::socket_with(AddressFamily::INET6, SocketType::STREAM, flags, None)?;
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
-    sockopt::set_ipv6_v6only(&socket, true)?;
+    if stack == Stack::Ipv6Only && address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
     net::bind(&socket, &address)?;
-    net::listen(&socket, i32::MAX)?;
+    Ok(socket.into())
+}
+
+fn bind_unix(path: &Path) -> io::Result<unix::UnixListener> {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    net::bind(&socket, &SocketAddrUnix::new(path)?)?;
     Ok(socket.into())
 }
 
@@ -135,17 +141,19 @@ pub struct Serving {
     /// A place for each connection, of all listeners and workers together: every one takes a
     /// descriptor. Where there is none, the next wait in the backlog.
     pub places: Arc<Semaphore>,
-    /// Becomes true when the daemon is about to end.
-    pub stopping: watch::Receiver<bool>,
-    /// How long connections may go on then.
-    pub grace: Duration,
+    /// Whether it goes on.
+    pub stopping: Stopping,
 }
+
+/// Nothing, while connections are taken. Then how long those that are there may go on, from when
+/// that was said last.
+pub type Stopping = watch::Receiver<Option<Duration>>;
 
 impl Serving {
     /// One that goes on until it is told, with so many places.
-    pub fn new(places: usize, stopping: watch::Receiver<bool>, grace: Duration) -> Self {
+    pub fn new(places: usize, stopping: Stopping) -> Self {
         let places = Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS)));
-        Self { places, stopping, grace }
+        Self { places, stopping }
     }
 
     /// Serves a bound socket on the current runtime. Told to stop, it closes the port, waits for the
@@ -154,16 +162,16 @@ impl Serving {
         self,
         bound: Bound,
         engine: Arc<Engine>,
-        converse: impl Fn(Transport, watch::Receiver<bool>) -> C,
+        converse: impl Fn(Transport, Stopping) -> C,
     ) -> io::Result<()>
     where
         C: Future<Output = ()> + Send + 'static,
     {
-        let Self { places, mut stopping, grace } = self;
+        let Self { places, mut stopping } = self;
         let socket = Socket::new(bound)?;
         let mut connections = JoinSet::new();
-        let told = stopping.clone();
-        let mut stop = pin!(stopping.wait_for(|stopping| *stopping));
+        let (told, mut asked) = (stopping.clone(), stopping.clone());
+        let mut stop = pin!(asked.wait_for(Option::is_some));
         loop {
             let next = async {
                 let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
@@ -182,8 +190,15 @@ impl Serving {
             while connections.try_join_next().is_some() {}
         }
         drop(socket);
-        let _ = timeout(grace, async { while connections.join_next().await.is_some() {} }).await;
-        Ok(())
+        let mut ended = pin!(async { while connections.join_next().await.is_some() {} });
+        loop {
+            let grace = stopping.borrow_and_update().unwrap_or_default();
+            tokio::select! {
+                () = &mut ended => return Ok(()),
+                () = sleep(grace) => return Ok(()),
+                Ok(()) = stopping.changed() => {}
+            }
+        }
     }
 }
 
@@ -236,7 +251,9 @@ mod tests {
 
     fn bound() -> (std::net::TcpListener, SocketAddr) {
         let address = Address::Inet(SocketAddr::from(([127, 0, 0, 1], 0)));
-        match Bound::bind(&address, Stack::Both, &Ownership::default()).unwrap() {
+        let bound = Bound::bind(&address, Stack::Both, &Ownership::default()).unwrap();
+        bound.listen().unwrap();
+        match bound {
             Bound::Inet(listener) => {
                 let at = listener.local_addr().unwrap();
                 (listener, at)
@@ -271,6 +288,25 @@ mod tests {
         assert_eq!(waiting.len(), 400);
     }
 
+    /// An MTA that is refused goes on without us at once; one that waits in the backlog does not.
+    #[test]
+    fn who_connects_before_anybody_can_answer_is_refused() {
+        let folder = std::env::temp_dir().join(format!("postpone-bound-{}", std::process::id()));
+        for address in [Address::Inet(([127, 0, 0, 1], 0).into()), Address::Unix(folder.clone())] {
+            let bound = Bound::bind(&address, Stack::Both, &Ownership::default()).unwrap();
+            let connect = || match &bound {
+                Bound::Inet(listener) => {
+                    TcpStream::connect(listener.local_addr().unwrap()).map(drop)
+                }
+                Bound::Unix(_) => unix::UnixStream::connect(&folder).map(drop),
+            };
+            assert_eq!(connect().unwrap_err().kind(), ErrorKind::ConnectionRefused);
+            bound.listen().unwrap();
+            connect().unwrap();
+        }
+        fs::remove_file(&folder).unwrap();
+    }
+
     #[test]
     fn one_port_is_two_listeners_where_one_is_for_ipv4() {
         let free = std::net::TcpListener::bind(("0.0.0.0", 0)).unwrap();
@@ -281,6 +317,7 @@ mod tests {
             ..Default::default()
         };
         let both = [format!("inet6:[::]:{port}"), format!("inet:0.0.0.0:{port}")].map(listen);
-        let _bound: Vec<_> = both.iter().map(|one| one.bind(&both).unwrap()).collect();
+        let bound = both.iter().map(|one| one.bind(&both).unwrap());
+        let _listening: Vec<_> = bound.inspect(|bound| bound.listen().unwrap()).collect();
     }
 }

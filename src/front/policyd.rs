@@ -14,12 +14,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio::sync::watch;
 use tokio::time::interval;
 
 pub use self::desk::Desk;
 use self::request::{Action, Garbage, Request};
-use super::listener::{Bound, Serving};
+use super::listener::{Bound, Serving, Stopping};
 use super::transport::Transport;
 use crate::engine::{Door, Engine};
 
@@ -57,14 +56,14 @@ async fn converse(
     engine: &Arc<Engine>,
     door: &Door,
     desk: &Desk,
-    mut stopping: watch::Receiver<bool>,
+    mut stopping: Stopping,
 ) {
     let mut stream = BufReader::new(transport);
     let (mut text, mut answer) = (Vec::new(), String::new());
     let (mut garbage, mut stopped, mut heard) = (0, false, true);
     // These last as long as the connection: to begin them anew for each request would cost as much
     // as to decide it.
-    let mut stop = pin!(stopping.wait_for(|stopping| *stopping));
+    let mut stop = pin!(stopping.wait_for(Option::is_some));
     let mut look = interval(LONGEST_SILENCE);
     loop {
         text.clear();

@@ -14,11 +14,13 @@ use rustix::fs::{Gid, Mode, Uid};
 use rustix::process::{geteuid, umask};
 use rustix::thread;
 
-/// The user whose rights root has taken.
+/// The user that a folder belongs to, where that is another than root, who asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
     name: Option<String>,
     uid: u32,
+    gid: u32,
+    groups: Vec<u32>,
 }
 
 impl Display for Owner {
@@ -30,28 +32,41 @@ impl Display for Owner {
     }
 }
 
-/// Whatever this process makes from now on is open to its own user alone; and root has no more rights
-/// from now on than the owner of this folder, if that is another: so it says whom. Its capabilities
-/// may still be asked for again. For the calling thread and those that it starts.
-pub fn take_rights(folder: &Path) -> io::Result<Option<Owner>> {
-    umask(Mode::RWXG | Mode::RWXO);
-    let Ok(found) = std::fs::metadata(folder) else { return Ok(None) };
-    if !geteuid().is_root() || found.uid() == 0 {
-        return Ok(None);
-    }
-    let (uid, gid) = (Uid::from_raw(found.uid()), Gid::from_raw(found.gid()));
-    let user = User::from_uid(found.uid().into()).ok().flatten();
-    let groups = match &user {
-        Some(user) => {
-            let name = CString::new(user.name.as_str())?;
-            let groups = getgrouplist(&name, user.gid)?;
-            groups.into_iter().map(|group| Gid::from_raw(group.as_raw())).collect()
+impl Owner {
+    /// Whose rights are to be taken before this folder is used; nobody's where it does not exist, or
+    /// belongs to whoever asks, or where that is not root.
+    pub fn of(folder: &Path) -> io::Result<Option<Self>> {
+        let Ok(found) = std::fs::metadata(folder) else { return Ok(None) };
+        if !geteuid().is_root() || found.uid() == 0 {
+            return Ok(None);
         }
-        None => vec![gid],
-    };
-    thread::set_thread_groups(&groups)?;
-    thread::set_thread_res_gid(gid, gid, gid)?;
-    thread::set_keep_capabilities(true)?;
-    thread::set_thread_res_uid(uid, uid, uid)?;
-    Ok(Some(Owner { name: user.map(|user| user.name), uid: found.uid() }))
+        let user = User::from_uid(found.uid().into()).ok().flatten();
+        let groups = match &user {
+            Some(user) => {
+                let name = CString::new(user.name.as_str())?;
+                let groups = getgrouplist(&name, user.gid)?;
+                groups.into_iter().map(|group| group.as_raw()).collect()
+            }
+            None => vec![found.gid()],
+        };
+        let name = user.map(|user| user.name);
+        Ok(Some(Self { name, uid: found.uid(), gid: found.gid(), groups }))
+    }
+
+    /// From now on root has no more rights than this user. Its capabilities may still be asked for
+    /// again. For the calling thread and those that it starts.
+    pub fn take_rights(&self) -> io::Result<()> {
+        let groups: Vec<_> = self.groups.iter().copied().map(Gid::from_raw).collect();
+        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+        thread::set_thread_groups(&groups)?;
+        thread::set_thread_res_gid(gid, gid, gid)?;
+        thread::set_keep_capabilities(true)?;
+        thread::set_thread_res_uid(uid, uid, uid)?;
+        Ok(())
+    }
+}
+
+/// Whatever this process makes from now on is open to its own user alone.
+pub fn keep_private() {
+    umask(Mode::RWXG | Mode::RWXO);
 }

@@ -20,7 +20,7 @@ pub struct Front {
     pub clock: Arc<ManualClock>,
     /// Where it listens, in Postfix's words.
     pub endpoint: String,
-    stop: watch::Sender<bool>,
+    stop: watch::Sender<Option<Duration>>,
     serving: Option<JoinHandle<()>>,
 }
 
@@ -57,14 +57,12 @@ impl Front {
             Bound::Inet(listener) => format!("inet:{}", listener.local_addr().unwrap()),
             Bound::Unix(_) => endpoint.to_owned(),
         };
-        let (stop, stopping) = watch::channel(false);
+        let (stop, stopping) = watch::channel(None);
         let serving = thread::spawn({
             let engine = engine.clone();
             move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                // Longer than any test: a session that is not given back keeps the thread.
-                let grace = Duration::from_secs(3600);
-                let serving = Serving::new(1000, stopping, grace);
+                let serving = Serving::new(1000, stopping);
                 let front = milter::serve(bound, engine, listen.door(), serving);
                 runtime.unwrap().block_on(front).unwrap();
             }
@@ -93,7 +91,8 @@ impl Front {
 
     /// Takes no new sessions from now on; those that run go on.
     pub fn stop(&self) {
-        self.stop.send_replace(true);
+        // Longer than any test: a session that is not given back keeps the thread.
+        self.stop.send_replace(Some(Duration::from_secs(3600)));
     }
 
     /// Waits until the last session has ended after `stop`.

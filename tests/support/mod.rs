@@ -5,6 +5,7 @@
 // outside a test crate could reach it; and what goes wrong in here has to fail the test at once.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::print_stderr)]
 
+pub mod apart;
 pub mod daemon;
 pub mod debian;
 pub mod front;

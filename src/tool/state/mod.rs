@@ -28,7 +28,7 @@ use crate::meter::record::Form;
 use crate::policy::{Bounds, Memory};
 use crate::setting::{OrNone, hex};
 use crate::store::folder::{Folder, Refused, VERSION};
-use crate::store::owner::take_rights;
+use crate::store::owner::{Owner, keep_private};
 use crate::store::{Backend, Fault, Home, RawKey};
 
 /// Why it was not done, or not to its end.
@@ -120,7 +120,9 @@ impl Place {
     /// links there, is to own what is made in it too.
     fn take_rights(&self) -> Result<(), Trouble> {
         let unable = |error| self.refused(&Refused::Unable("act as its owner", error));
-        take_rights(&self.path).map(|_| ()).map_err(unable)
+        keep_private();
+        let owner = Owner::of(&self.path).map_err(unable)?;
+        owner.map_or(Ok(()), |owner| owner.take_rights()).map_err(unable)
     }
 
     /// The folder as it is, and its tables if there are any yet.
