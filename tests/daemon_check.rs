@@ -199,6 +199,52 @@ exempt_recipient_domains = ["*.example.org"]
     assert!(said.contains("exempt.toml:2:36") && said.contains("no recipient can be"), "{said}");
 }
 
+/// Clients behind a translator are known by their IPv4 address.
+#[test]
+fn what_stands_for_an_ipv4_network_is_an_error_wherever_a_network_may_be_named() {
+    let folder = Folder::new("check");
+    let list = folder.write("deny.list", "192.0.2.1\n64:ff9b::192.0.2.7\n");
+    let settings = format!(
+        r#"[client]
+nat64 = ["64:ff9b::/96", "2001:db8:64::/48"]
+[access]
+allow = ["127.0.0.0/8", "::1", "64:ff9b::192.0.2.0/120"]
+deny = ["file:{}"]
+[[access.require]]
+recipient_domain = "bank.example"
+clients = ["2001:db8:64:c633:64::/80"]
+[maintenance]
+allow = ["::ffff:0:203.0.113.0/120"]
+[[limit]]
+name = "velocity"
+count = "messages"
+quota = "60/1m"
+when = {{ network = ["::ffff:203.0.113.0/120"] }}
+[greylist]
+when = {{ network = ["64:ff9b::203.0.113.0/120"] }}
+"#,
+        list.display()
+    );
+    let output = check(&folder.write("postpone.toml", &settings));
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(BAD_SETTINGS), "{said}");
+    for words in [
+        "postpone.toml:4:32",
+        "192.0.2.0/24: no client is known by an address in 64:ff9b::c000:200/120",
+        "deny.list:2: expected an IPv4 network as such, 192.0.2.7/32",
+        "postpone.toml:8:12",
+        "198.51.100.0/24",
+        "postpone.toml:10:10",
+        "postpone.toml:15:8",
+        "postpone.toml:17:8",
+    ] {
+        assert!(said.contains(words), "no {words}: {said}");
+    }
+    let without = settings.replace("nat64 = [", "nat64 = [] # ");
+    let said = text(&check(&folder.write("without.toml", &without)).stderr);
+    assert!(!said.contains("64:ff9b") && !said.contains("2001:db8"), "{said}");
+}
+
 #[test]
 fn a_list_that_is_no_text_and_a_pipe_are_told_with_the_line() {
     let folder = Folder::new("check");

@@ -262,6 +262,13 @@ fn who_is_allowed_is_exempt_until_it_ends() {
     let nobody = daemon.ctl(&["allow", "192.0.2.0/28", "--off"]);
     assert_eq!(nobody.status.code(), Some(VALUE));
 
+    // Clients behind a NAT64 are known by their IPv4 address.
+    let said = daemon.told(&["allow", "64:ff9b::192.0.2.0/124"]);
+    assert!(said.contains("192.0.2.0/28 is allowed until "), "{said}");
+    assert!(passes(&daemon));
+    daemon.told(&["allow", "::ffff:192.0.2.0/124", "--off"]);
+    assert!(!passes(&daemon));
+
     daemon.told(&["allow", BOT, "--for", "2s"]);
     assert!(passes(&daemon));
     wait_until("it to end", || (!passes(&daemon)).then_some(()));

@@ -367,7 +367,11 @@ impl Settings {
             reader.section(
                 &mut root,
                 "access",
-                |params: &access::Params| match access::Access::new(params, list_text) {
+                |params: &access::Params| match access::Access::new(
+                    params,
+                    &client.nat64,
+                    list_text,
+                ) {
                     Ok(access) => access.misses_loopback().into_iter().collect(),
                     Err(complaints) => complaints,
                 },
@@ -380,14 +384,19 @@ impl Settings {
             complaints.extend(beside_others(limit, &earlier));
             complaints.extend(can_never_fire(limit, &access, &listeners));
             complaints.extend(names_no_url(limit, &server));
+            complaints.extend(limit.when.check(&client.nat64));
             earlier.push(limit.clone());
             complaints
         });
-        let greylist = reader.section(&mut root, "greylist", greylist::Params::check);
+        let greylist = reader.section(&mut root, "greylist", |greylist: &greylist::Params| {
+            let mut complaints = greylist.check();
+            complaints.extend(greylist.when.check(&client.nat64));
+            complaints
+        });
         let behaviour = reader.section(&mut root, "behaviour", behaviour::Params::check);
         let load = reader.section(&mut root, "load", load::Load::check);
         let maintenance = reader.section(&mut root, "maintenance", |m: &load::Maintenance| {
-            let lists = Lists::of("allow", &m.allow, list_text);
+            let lists = Lists::of("allow", &m.allow, &client.nat64, list_text);
             let mut complaints = lists.err().unwrap_or_default();
             complaints.extend(m.check());
             complaints
@@ -456,14 +465,19 @@ impl Settings {
                     &self.server.recipient_delimiter,
                 ),
                 client: self.client.clone(),
-                access: access::Access::new(&self.access, list_text)?,
+                access: access::Access::new(&self.access, &self.client.nat64, list_text)?,
                 limits: &self.limit,
                 greylist: &self.greylist,
                 behaviour: &self.behaviour,
                 load: self.load.params(),
                 maintenance: maintenance::Params {
                     until: self.maintenance.until.as_option().copied(),
-                    allow: Lists::of("allow", &self.maintenance.allow, list_text)?,
+                    allow: Lists::of(
+                        "allow",
+                        &self.maintenance.allow,
+                        &self.client.nat64,
+                        list_text,
+                    )?,
                     reply: Arc::new(self.maintenance.reply.clone()),
                 },
             },

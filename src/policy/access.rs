@@ -24,6 +24,7 @@ use crate::smtp::client::Client;
 use crate::smtp::domain::Domain;
 use crate::smtp::event::Event;
 use crate::smtp::template::Template;
+use crate::smtp::translation::{self, Translation};
 
 /// `[access]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -95,9 +96,7 @@ impl FromStr for Entry {
         }
         let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
         match network.map(|network| network.trunc()) {
-            Ok(IpNet::V6(mapped)) if let Some(ipv4) = unmapped(mapped) => Err(Expected::new(
-                format!("an IPv4 network as such, {ipv4}: no client has an address in {text}"),
-            )),
+            Ok(network) if let Some(why) = is_known_by_another(&network, &[]) => Err(why),
             Ok(network) => Ok(Self::Network(network)),
             Err(_) => {
                 let mut expected =
@@ -109,11 +108,13 @@ impl FromStr for Entry {
     }
 }
 
-/// The IPv4 network that this one stands for, if it lies in `::ffff:0:0/96`: such clients count by
-/// their IPv4 address.
-fn unmapped(network: Ipv6Net) -> Option<Ipv4Net> {
-    let bits = network.prefix_len().checked_sub(96)?;
-    Ipv4Net::new(network.addr().to_ipv4_mapped()?, bits).ok()
+/// Why no client is known by an address in this network, with these translators: each is known by
+/// its IPv4 address.
+pub fn is_known_by_another(network: &IpNet, translators: &[Translation]) -> Option<Expected> {
+    let IpNet::V6(network) = network else { return None };
+    let ipv4 = translation::known_by(*network, translators)?;
+    let none = format!("no client is known by an address in {network}");
+    Some(Expected::new(format!("an IPv4 network as such, {ipv4}: {none}")))
 }
 
 impl Display for Entry {
@@ -157,6 +158,8 @@ pub struct Lists {
     ipv4: PrefixMap<Ipv4Net, Listed>,
     ipv6: PrefixMap<Ipv6Net, Listed>,
     names: HashMap<Box<str>, Listed>,
+    /// Who is known by an IPv4 address is none of these.
+    translators: Box<[Translation]>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,12 +181,13 @@ impl Access {
     /// The longer match wins; where an entry stands on both lists, it is allowed.
     pub fn new(
         params: &Params,
+        translators: &[Translation],
         read: impl Fn(&Path) -> std::io::Result<String>,
     ) -> Result<Self, Vec<Complaint>> {
         let address = |text: &String| Address::new(text.as_bytes());
         let template = |text: &str| Arc::new(text.parse().expect("a test reads every reply here"));
         let mut access = Self {
-            clients: Lists::default(),
+            clients: Lists::behind(translators),
             exempt_authenticated: params.exempt_authenticated,
             exempt_recipients: params.exempt_recipients.iter().map(address).collect(),
             retry: params.retry,
@@ -203,7 +207,7 @@ impl Access {
         }
         complaints.extend(params.exempt_recipients.iter().enumerate().filter_map(can_be_nobody));
         for (number, require) in params.require.iter().enumerate() {
-            let mut lists = Lists::default();
+            let mut lists = Lists::behind(translators);
             let wrong = lists.add_all("require", &require.clients, Listed::Allowed, &read);
             let place = [Step::Entry(number), Step::Key("clients")];
             complaints.extend(wrong.into_iter().map(|complaint| complaint.at(place)));
@@ -302,11 +306,17 @@ impl Lists {
     pub fn of(
         key: &'static str,
         entries: &[Entry],
+        translators: &[Translation],
         read: impl Fn(&Path) -> std::io::Result<String>,
     ) -> Result<Self, Vec<Complaint>> {
-        let mut lists = Self::default();
+        let mut lists = Self::behind(translators);
         let complaints = lists.add_all(key, entries, Listed::Allowed, &read);
         if complaints.is_empty() { Ok(lists) } else { Err(complaints) }
+    }
+
+    /// Empty lists of clients between whom and us these translators stand.
+    fn behind(translators: &[Translation]) -> Self {
+        Self { translators: translators.into(), ..Self::default() }
     }
 
     /// Whether a client is named.
@@ -339,6 +349,11 @@ impl Lists {
     ) -> Vec<String> {
         let mut wrong = Vec::new();
         match entry {
+            Entry::Network(network)
+                if let Some(why) = is_known_by_another(network, &self.translators) =>
+            {
+                wrong.push(why.to_string());
+            }
             Entry::Network(IpNet::V4(network)) => {
                 self.ipv4.insert(*network, listed);
             }
@@ -363,7 +378,10 @@ impl Lists {
                         Ok(Entry::File(_)) => {
                             wrong.push(format!("{shown}:{number}: a list cannot name a file"));
                         }
-                        Ok(entry) => wrong.extend(self.add(&entry, listed, read)),
+                        Ok(entry) => {
+                            let of_line = |what| format!("{shown}:{number}: {what}");
+                            wrong.extend(self.add(&entry, listed, read).into_iter().map(of_line));
+                        }
                         Err(expected) => wrong.push(format!("{shown}:{number}: {expected}")),
                     }
                 }
@@ -456,7 +474,7 @@ mod tests {
     use super::*;
 
     fn listed(params: &Params, address: &str, name: &str) -> Option<Listed> {
-        let access = Access::new(params, |_| Ok("# ours\n198.51.100.7\n\n".into())).unwrap();
+        let access = Access::new(params, &[], |_| Ok("# ours\n198.51.100.7\n\n".into())).unwrap();
         let client = Client::new(address.parse().unwrap()).named(name);
         access.clients.find(&client).map(|(listed, _)| listed)
     }
@@ -489,7 +507,7 @@ mod tests {
     #[test]
     fn a_bad_list_says_which_line_of_which_file() {
         let params = Params { deny: entries(&["file:/etc/list"]), ..Params::default() };
-        let Err(complaints) = Access::new(&params, |_| Ok("192.0.2.1\n192.0.2.300\n".into()))
+        let Err(complaints) = Access::new(&params, &[], |_| Ok("192.0.2.1\n192.0.2.300\n".into()))
         else {
             panic!("a bad line was taken");
         };
@@ -499,7 +517,7 @@ mod tests {
 
     #[test]
     fn postmaster_is_reached_at_every_domain_in_any_case() {
-        let access = Access::new(&Params::default(), |_| Ok(String::new())).unwrap();
+        let access = Access::new(&Params::default(), &[], |_| Ok(String::new())).unwrap();
         assert!(access.exempts(&Address::new(b"<PostMaster@example.org>")));
         assert!(access.exempts(&Address::new(b"<postmaster>")));
         assert!(!access.exempts(&Address::new(b"<info@example.org>")));

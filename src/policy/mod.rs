@@ -25,6 +25,7 @@ pub mod when;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use self::decision::{Decision, Reason, Refusal};
@@ -42,7 +43,7 @@ use crate::smtp::address::Address;
 use crate::smtp::client::{Client, Network, Prefixes};
 use crate::smtp::event::{Event, Fate};
 use crate::smtp::reply::{Action, Code, Enhanced};
-use crate::smtp::translation::Translation;
+use crate::smtp::translation::{self, Translation};
 
 /// What the signals remember. It outlives every policy.
 pub struct Memory {
@@ -279,6 +280,12 @@ impl Policy {
     /// last name while the present one is unsure.
     pub fn recognised(&self, client: Client, at: Moment) -> Client {
         self.names.recall(client.translated_by(&self.nat64), at)
+    }
+
+    /// The network by which clients of this one are known here.
+    pub fn known_by(&self, network: IpNet) -> IpNet {
+        let IpNet::V6(ipv6) = network else { return network };
+        translation::known_by(ipv6, &self.nat64).map_or(network, IpNet::V4)
     }
 
     /// The host's name, for replies: as it is set, else as the MTA calls it, else as the host does.

@@ -5,12 +5,15 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::access::is_known_by_another;
 use super::signal::Context;
 use super::standing::Standing;
+use crate::setting::Complaint;
 use crate::smtp::address::Address;
 use crate::smtp::domain::Domain;
 use crate::smtp::event::Kind;
 use crate::smtp::pool::NameKind;
+use crate::smtp::translation::Translation;
 
 /// Conditions of a rule. All that are named must hold; one about something that is not known at
 /// the event does not hold.
@@ -62,6 +65,13 @@ impl When {
         ];
         let asked = conditions.into_iter().find(|(asked, ..)| *asked);
         asked.map_or((Kind::Connect, "standing"), |(_, kind, name)| (kind, name))
+    }
+
+    /// Why no client is in one of the networks, with these translators.
+    pub fn check(&self, translators: &[Translation]) -> Option<Complaint> {
+        let networks = self.network.iter().flatten();
+        let mut wrong = networks.filter_map(|net| is_known_by_another(net, translators));
+        wrong.next().map(|why| Complaint::error("when", why.to_string()))
     }
 
     /// Whether the rule applies to this event.

@@ -6,7 +6,7 @@ use std::fmt::{self, Display, Formatter};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use ipnet::Ipv6Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::setting::{Expected, as_text};
 
@@ -34,13 +34,11 @@ impl Translation {
     /// read out of one that came over the network would be trusted. In the well-known prefix only
     /// public addresses may stand (RFC 6052 section 3.1).
     pub fn ipv4_in(self, address: Ipv6Addr) -> Option<Ipv4Addr> {
-        let octets = address.octets();
-        let begin = usize::from(self.0.prefix_len()) / 8;
-        if !self.0.contains(&address) || (begin <= UNUSED && octets[UNUSED] != 0) {
+        if !self.0.contains(&address) || (self.begin() <= UNUSED && address.octets()[UNUSED] != 0) {
             return None;
         }
-        let mut behind = (begin..).filter(|at| *at != UNUSED);
-        let [a, b, c, d] = std::array::from_fn(|_| behind.next().map_or(0, |at| octets[at]));
+        let octets = address.octets();
+        let [a, b, c, d] = self.places().map(|place| place.map_or(0, |at| octets[at]));
         let address = Ipv4Addr::new(a, b, c, d);
         let local = address.is_loopback()
             || address.is_unspecified()
@@ -50,6 +48,42 @@ impl Translation {
             || (self == Self::WELL_KNOWN && address.is_private());
         (!local).then_some(address)
     }
+
+    /// The first octet behind the prefix.
+    fn begin(self) -> usize {
+        usize::from(self.0.prefix_len()) / 8
+    }
+
+    /// Where the four octets stand.
+    fn places(self) -> [Option<usize>; 4] {
+        let mut behind = (self.begin()..16).filter(|at| *at != UNUSED);
+        std::array::from_fn(|_| behind.next())
+    }
+
+    /// The IPv4 network that all of this one stands for, but for local addresses.
+    fn network_in(self, network: Ipv6Net) -> Option<Ipv4Net> {
+        if !self.0.contains(&network) {
+            return None;
+        }
+        let ends = [network.network(), network.broadcast()];
+        if network != self.0 && ends.into_iter().all(|end| self.ipv4_in(end).is_none()) {
+            return None;
+        }
+        let (octets, length) = (network.network().octets(), usize::from(network.prefix_len()));
+        let places = self.places();
+        let [a, b, c, d] = places.map(|place| place.map_or(0, |at| octets[at]));
+        let known = places.into_iter().flatten().map(|at| length.saturating_sub(at * 8).min(8));
+        Ipv4Net::new(Ipv4Addr::new(a, b, c, d), known.sum::<usize>() as u8).ok()
+    }
+}
+
+/// The IPv4 network by which all clients in this one are known, if it stands for one: none is known
+/// by an address in it.
+pub fn known_by(network: Ipv6Net, translators: &[Translation]) -> Option<Ipv4Net> {
+    let mapped = network.network().to_ipv4_mapped().zip(network.prefix_len().checked_sub(96));
+    let mapped = mapped.and_then(|(address, bits)| Ipv4Net::new(address, bits).ok());
+    let mut all = translators.iter().copied().chain([Translation::SIIT]);
+    mapped.or_else(|| all.find_map(|translator| translator.network_in(network)))
 }
 
 /// The address by which a client is known, with these translators.
@@ -134,6 +168,30 @@ mod tests {
         }
         assert_eq!(known_by("64:ff9b::10.0.0.1", &["64:ff9b::/96"]), "64:ff9b::a00:1");
         assert_eq!(known_by("2001:db8::10.0.0.1", &["2001:db8::/96"]), "10.0.0.1");
+    }
+
+    #[test]
+    fn a_network_that_stands_for_one_of_ipv4_is_known_by_it() {
+        let table = [
+            ("::ffff:192.0.2.0/120", "", "192.0.2.0/24"),
+            ("::ffff:0:192.0.2.7/128", "", "192.0.2.7/32"),
+            ("64:ff9b::192.0.2.33/128", "64:ff9b::/96", "192.0.2.33/32"),
+            ("64:ff9b::192.0.2.0/120", "64:ff9b::/96", "192.0.2.0/24"),
+            ("64:ff9b::/96", "64:ff9b::/96", "0.0.0.0/0"),
+            ("2001:db8:c000:200::/56", "2001:db8::/32", "192.0.2.0/24"),
+            ("2001:db8:1c0:2::/64", "2001:db8:100::/40", "192.0.2.0/24"),
+            ("2001:db8:1c0:2:21::/80", "2001:db8:100::/40", "192.0.2.33/32"),
+        ];
+        for (network, prefix, known) in table {
+            let translators: Vec<_> = prefix.parse().into_iter().collect();
+            let network = network.parse().unwrap();
+            let by = super::known_by(network, &translators).map(|by| by.to_string());
+            assert_eq!(by.as_deref(), Some(known), "{network}");
+        }
+        for other in ["64:ff9b::/32", "64:ff9b::10.0.0.0/104", "2001:db8::/64", "::1/128", "::/0"] {
+            let by = super::known_by(other.parse().unwrap(), &[Translation::WELL_KNOWN]);
+            assert_eq!(by, None, "{other}");
+        }
     }
 
     #[test]

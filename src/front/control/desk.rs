@@ -134,7 +134,7 @@ impl Desk {
                 Ok(Answer::Forgotten(Forgot { client, forgotten, left, warnings }))
             }
             Request::Allow { client, lasting, force } => {
-                let network = network(&client)?;
+                let network = self.engine.policy().known_by(network(&client)?);
                 if !force && is_wide(network) {
                     return Err(Trouble::value(format!(
                         "{network} is a large part of the internet: use --force if you mean it"
@@ -148,7 +148,7 @@ impl Desk {
                 Ok(Answer::Allowed(self.allowed(network, Some(until)).await))
             }
             Request::AllowOff { client } => {
-                let network = network(&client)?;
+                let network = self.engine.policy().known_by(network(&client)?);
                 if !self.engine.allow_no_more(network) {
                     let all = self.engine.allowed().into_iter().map(|entry| shown(entry.network));
                     let all: Vec<_> = all.collect();

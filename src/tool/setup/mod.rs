@@ -116,7 +116,9 @@ pub fn postfix(
     err: &mut dyn Write,
 ) -> u8 {
     let doors = Doors::new(settings);
-    let lists = Lists::of("allow", &settings.access.allow, |path| fs::read_to_string(path));
+    let lists = Lists::of("allow", &settings.access.allow, &settings.client.nat64, |path| {
+        fs::read_to_string(path)
+    });
     // A list that cannot be read is told of by `check`.
     let allows = |host| lists.as_ref().is_ok_and(|lists| lists.names(&Client::new(host)));
     done(&doors, &allows, folder, wanted, out, err).map_or_else(
