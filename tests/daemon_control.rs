@@ -317,7 +317,13 @@ fn one_rule_is_taken_out_by_its_name() {
     assert_eq!(sends(&daemon), "continue");
     daemon.decision(&[("mode", "shadow"), ("limit", "velocity"), ("would", "close")]);
     assert_eq!(daemon.metric("postpone_shadowed_by_hand", &[("rule", "velocity")]), 1.0);
-    assert!(daemon.told(&["status"]).contains("\nshadow        velocity until "));
+    let shown = daemon.told(&["status"]);
+    assert!(shown.contains("\nshadow        velocity until "), "{shown}");
+    // What is in force is what is so now, also after a reload.
+    let in_force = "enforced: access, maintenance, load; in shadow: velocity, behaviour";
+    let told = status(&daemon)["settings"]["in_force"].clone();
+    assert!(told.as_str().unwrap().starts_with(in_force), "{told}");
+    assert!(daemon.told(&["reload"]).contains(in_force));
     let told = daemon.told(&["shadow", "velocity", "--off"]);
     assert!(told.contains("velocity is in force again"), "{told}");
     assert!(sends(&daemon).starts_with("421 4.7.0 "));

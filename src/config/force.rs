@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::Settings;
 use crate::clock::Time;
+use crate::front::control::status::in_force;
 use crate::meter::key::Secret;
 use crate::policy::access::{Entry, Params};
 use crate::policy::{Bounds, Memory, limit};
@@ -15,18 +16,7 @@ use crate::setting::Mode;
 impl Settings {
     /// Which rules are enforced and which are in shadow, and which built-in limits no longer hold.
     pub fn in_force(&self, rules: &[(Arc<str>, Mode)]) -> String {
-        let of_mode = |(mode, is): (Mode, &str)| {
-            let names = rules.iter().filter(|(_, its)| *its == mode).map(|(name, _)| &**name);
-            let names: Vec<_> = names.collect();
-            (!names.is_empty()).then(|| format!("{is}: {}", names.join(", ")))
-        };
-        let modes = [(Mode::Enforce, "enforced"), (Mode::Shadow, "in shadow")];
-        modes
-            .into_iter()
-            .filter_map(of_mode)
-            .chain(self.no_longer_built_in())
-            .collect::<Vec<_>>()
-            .join("; ")
+        in_force(rules, &self.replaced())
     }
 
     /// The same of settings that no daemon has put in force, at this moment.
@@ -60,11 +50,9 @@ impl Settings {
         built_in
     }
 
-    fn no_longer_built_in(&self) -> Option<String> {
-        let replaced = self.replaced_limits();
-        let names: Vec<&str> = replaced.iter().map(|limit| &*limit.name).collect();
-        let names = names.join(", ");
-        (!names.is_empty()).then(|| format!("built-in limits that no longer hold: {names}"))
+    /// Their names.
+    pub fn replaced(&self) -> Vec<String> {
+        self.replaced_limits().into_iter().map(|limit| limit.name.to_string()).collect()
     }
 
     /// The lines that keep the built-in limits beside those of a file, as comments; nothing where

@@ -379,6 +379,20 @@ impl Report {
         })
     }
 
+    /// The first error, with its line, and how many there are beside it.
+    pub fn first_error(&self) -> Option<String> {
+        let mut errors = self.problems.iter().filter(|it| it.severity == Severity::Error);
+        let first = errors.next()?;
+        let line = first.span.as_ref().map(|span| self.line_and_column(span.start).0);
+        let line = line.map_or(String::new(), |line| format!("line {line}: "));
+        let key = if first.key.is_empty() { "" } else { ": " };
+        let more = match errors.count() {
+            0 => String::new(),
+            more => format!(" (and {more} more)"),
+        };
+        Some(format!("{line}{}{key}{}{more}", first.key, first.message))
+    }
+
     fn line_and_column(&self, byte: usize) -> (usize, usize) {
         let before = self.text.get(..byte).unwrap_or(&self.text);
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);

@@ -143,12 +143,10 @@ impl Attendant<'_> {
         let at = self.engine.now();
         if reloaded.done {
             (settings.loaded, settings.refused) = (at, None);
-            settings.in_force.clone_from(&reloaded.in_force);
+            settings.replaced.clone_from(&reloaded.replaced);
             settings.file.clone_from(&reloaded.file);
         } else {
-            let first = reloaded.report.lines().find(|line| line.starts_with("error"));
-            let why = first.map_or("", |line| line.trim_start_matches("error: ")).to_owned();
-            settings.refused = Some(Refused { at, why });
+            settings.refused = Some(Refused { at, why: reloaded.why.clone() });
         }
     }
 

@@ -21,24 +21,26 @@ pub(super) fn reload(
     logging: &Logging,
     confined: &Confined,
 ) -> Reloaded {
-    let refused = |report: String| {
+    let refused = |report: String, why: Option<String>| {
         engine.telemetry().reloaded("refused");
-        Reloaded { file: file.display().to_string(), report, ..Reloaded::default() }
+        let why = why.unwrap_or_default();
+        Reloaded { file: file.display().to_string(), report, why, ..Reloaded::default() }
     };
     let checked = match Settings::load(file) {
         Ok(checked) => checked,
         Err(Unusable(report)) => {
             report.lines(Severity::Error).for_each(|line| error!("not reloaded: {line}"));
             report.lines(Severity::Warning).for_each(|line| warn!("{line}"));
-            return refused(report.to_string());
+            return refused(report.to_string(), report.first_error());
         }
     };
     match checked.settings.policy(engine.memory()) {
         Ok(policy) => engine.replace_policy(policy),
         Err(complaints) => {
             complaints.iter().for_each(|complaint| error!("not reloaded: {}", complaint.message));
+            let why = complaints.first().map(|complaint| complaint.message.clone());
             let line = |complaint: Complaint| format!("error: {}\n", complaint.message);
-            return refused(complaints.into_iter().map(line).collect());
+            return refused(complaints.into_iter().map(line).collect(), why);
         }
     }
     checked.report.lines(Severity::Warning).for_each(|line| warn!("{line}"));
@@ -57,7 +59,9 @@ pub(super) fn reload(
         done: true,
         file: file.display().to_string(),
         report: checked.report.to_string(),
-        in_force: checked.settings.in_force(&engine.own_rules()),
+        why: String::new(),
+        in_force: checked.settings.in_force(&engine.rules()),
+        replaced: checked.settings.replaced(),
         restart: restart.into_iter().map(Into::into).collect(),
     }
 }

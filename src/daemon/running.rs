@@ -92,8 +92,8 @@ impl Running {
         let told = Arc::new(Mutex::new(status::Settings {
             file: if file.exists() { file.display().to_string() } else { String::new() },
             loaded: since,
-            in_force: settings.in_force(&engine.own_rules()),
-            refused: None,
+            replaced: settings.replaced(),
+            ..status::Settings::default()
         }));
         let (reloads, asked) = mpsc::channel(1);
         let desk = control::desk::Desk {

@@ -28,7 +28,7 @@ impl Engine {
     }
 
     /// Every rule in force, with the mode that it is in by the settings.
-    pub fn own_rules(&self) -> Vec<(Arc<str>, Mode)> {
+    fn own_rules(&self) -> Vec<(Arc<str>, Mode)> {
         self.policy.load().rules(self.clock.now())
     }
 

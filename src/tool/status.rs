@@ -288,6 +288,7 @@ mod tests {
                 file: "/etc/postpone/postpone.toml".into(),
                 loaded: Time::from_secs(1_795_298_000),
                 in_force: "enforce access, velocity; shadow greylist".into(),
+                replaced: Vec::new(),
                 refused: Some(Refused { at: NOW, why: "limit: unknown field `quotas`".into() }),
             },
             listeners: vec!["inet:127.0.0.1:7421".into()],

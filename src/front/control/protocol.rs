@@ -244,8 +244,12 @@ pub struct Reloaded {
     pub file: String,
     /// Errors and warnings, as `postpone check` prints them.
     pub report: String,
+    /// The first thing that is wrong, in one line, if it was refused.
+    pub why: String,
     /// What is in force now, in one line.
     pub in_force: String,
+    /// Built-in limits that those of the file have replaced.
+    pub replaced: Vec<String>,
     /// What takes effect only at a restart.
     pub restart: Vec<String>,
 }

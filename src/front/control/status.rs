@@ -75,8 +75,10 @@ pub struct Settings {
     pub file: String,
     /// When those in force were read.
     pub loaded: Time,
-    /// What is in force, in one line.
+    /// What is in force now, in one line: what is taken out by hand is in shadow.
     pub in_force: String,
+    /// Built-in limits that those of the file have replaced.
+    pub replaced: Vec<String>,
     /// What came of the last attempt to read them again, if it was refused.
     pub refused: Option<Refused>,
 }
@@ -240,7 +242,13 @@ pub struct State {
 
 impl Status {
     /// How it is now.
-    pub fn of(engine: &Engine, since: Time, settings: Settings, listeners: &[Arc<str>]) -> Self {
+    pub fn of(
+        engine: &Engine,
+        since: Time,
+        mut settings: Settings,
+        listeners: &[Arc<str>],
+    ) -> Self {
+        settings.in_force = in_force(&engine.rules(), &settings.replaced);
         let lately = engine.telemetry().lately();
         let totals = engine.telemetry().totals();
         let by_reason = |counts: [u64; Reason::ALL.len()]| {
@@ -292,6 +300,19 @@ impl Status {
                 .collect(),
         }
     }
+}
+
+/// Which rules are enforced and which are in shadow, and which built-in limits no longer hold.
+pub fn in_force(rules: &[(Arc<str>, Mode)], replaced: &[String]) -> String {
+    let of_mode = |(mode, is): (Mode, &str)| {
+        let names = rules.iter().filter(|(_, its)| *its == mode).map(|(name, _)| &**name);
+        let names: Vec<_> = names.collect();
+        (!names.is_empty()).then(|| format!("{is}: {}", names.join(", ")))
+    };
+    let gone = (!replaced.is_empty())
+        .then(|| format!("built-in limits that no longer hold: {}", replaced.join(", ")));
+    let modes = [(Mode::Enforce, "enforced"), (Mode::Shadow, "in shadow")];
+    modes.into_iter().filter_map(of_mode).chain(gone).collect::<Vec<_>>().join("; ")
 }
 
 /// A time as people read it: to the second.
