@@ -232,6 +232,32 @@ impl Stopwatch {
     }
 }
 
+/// Says of something that goes on how long it has not moved; each side may be another thread.
+#[derive(Debug)]
+pub struct Pulse {
+    since: Stopwatch,
+    /// The last beat, in milliseconds from then on.
+    beaten_ms: AtomicU64,
+}
+
+impl Pulse {
+    /// Begins with a beat.
+    pub fn start() -> Self {
+        Self { since: Stopwatch::start(), beaten_ms: AtomicU64::new(0) }
+    }
+
+    /// It moves.
+    pub fn beat(&self) {
+        self.beaten_ms.store(self.since.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// For how long it has not moved.
+    pub fn silent(&self) -> Duration {
+        let beaten = Duration::from_millis(self.beaten_ms.load(Ordering::Relaxed));
+        self.since.elapsed().saturating_sub(beaten)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,6 +15,8 @@ pub const SYSTEM: u8 = 71;
 pub const OUTPUT: u8 = 73;
 /// EX_IOERR: something could not be read or written, the state first of all.
 pub const STATE: u8 = 74;
+/// EX_TEMPFAIL: told to stop, it did not come to its end in time.
+pub const UNFINISHED: u8 = 75;
 /// EX_PROTOCOL: what is there answers something else.
 pub const PROTOCOL: u8 = 76;
 /// EX_NOPERM: this user may not.

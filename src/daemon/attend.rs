@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::runtime::{self, Runtime};
@@ -10,10 +9,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use super::log::Logging;
+use super::reload::Reloads;
 use super::service::Service;
 use crate::engine::Engine;
 use crate::front::control::protocol::Reloaded;
 use crate::front::control::status::{Refused, Settings};
+use crate::store::keeper::Keeper;
 use crate::telemetry::Failure;
 
 /// How often some of what has faded is forgotten.
@@ -49,41 +50,44 @@ impl Early {
 /// Signals that mean something to us.
 pub(super) struct Signals {
     hangup: Signal,
-    terminate: Signal,
-    interrupt: Signal,
+    deadly: Deadly,
 }
 
 impl Signals {
     /// Watches those too that end a daemon, from now on: before it serves, nothing is to be saved.
     pub(super) fn new(hangup: Signal) -> io::Result<Self> {
-        Ok(Self {
-            hangup,
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
+        Ok(Self { hangup, deadly: Deadly::new()? })
+    }
+}
+
+/// Signals that end the daemon.
+pub(super) struct Deadly {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Deadly {
+    pub(super) fn new() -> io::Result<Self> {
+        let [terminate, interrupt] = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
+        Ok(Self { terminate: terminate?, interrupt: interrupt? })
     }
 
-    /// Waits for an end. Metrics are still served; told to stop once more, nothing is waited for.
-    pub(super) async fn until(&mut self, ended: impl Fn() -> bool) {
-        let mut look = tokio::time::interval(Duration::from_millis(20));
-        while !ended() {
-            tokio::select! {
-                _ = self.terminate.recv() => return,
-                _ = self.interrupt.recv() => return,
-                _ = look.tick() => {}
-            }
+    /// Waits for the next.
+    pub(super) async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
     }
 }
 
 /// Why it is time to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Told {
     /// Somebody wants it.
     BySignal,
-    /// A worker ended before it was told to: something is badly wrong. The whole daemon ends, and
-    /// the service manager starts it again.
-    ByAWorker,
+    /// What was to run as long as the daemon does has ended: something is badly wrong.
+    ByEnd(String),
 }
 
 /// What is looked after.
@@ -93,7 +97,11 @@ pub(super) struct Attendant<'a> {
     /// What status tells of the settings.
     pub(super) settings: &'a Mutex<Settings>,
     pub(super) logging: &'a Logging,
-    pub(super) workers: &'a [JoinHandle<io::Result<()>>],
+    pub(super) reloads: &'a Reloads<'a>,
+    /// Who keeps state, if anybody does.
+    pub(super) keeper: Option<&'a Keeper>,
+    /// Which part of what runs as long as the daemon does has ended.
+    pub(super) ended: &'a (dyn Fn() -> Option<String> + 'a),
     pub(super) service: &'a Service,
 }
 
@@ -103,35 +111,46 @@ impl Attendant<'_> {
         &self,
         signals: &mut Signals,
         asked: &mut mpsc::Receiver<oneshot::Sender<Reloaded>>,
-        reload: impl Fn() -> Reloaded,
     ) -> Told {
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
         let mut lost_lines = 0;
+        let (mut reload, mut answer) = (None, None);
         loop {
             tokio::select! {
-                _ = signals.terminate.recv() => return Told::BySignal,
-                _ = signals.interrupt.recv() => return Told::BySignal,
-                _ = signals.hangup.recv() => drop(self.reload(&reload)),
-                Some(answer) = asked.recv() => {
-                    // Who asked may have gone.
-                    let _ = answer.send(self.reload(&reload));
+                () = signals.deadly.recv() => return Told::BySignal,
+                _ = signals.hangup.recv(), if reload.is_none() => {
+                    reload = Some(Box::pin(self.reload()));
+                }
+                Some(to) = asked.recv(), if reload.is_none() => {
+                    (reload, answer) = (Some(Box::pin(self.reload())), Some(to));
+                }
+                reloaded = ended(&mut reload) => {
+                    reload = None;
+                    if let Some(to) = answer.take() {
+                        // Who asked may have gone.
+                        let _: Result<(), Reloaded> = to.send(reloaded);
+                    }
                 }
                 _ = sweep.tick() => {
                     self.engine.tell_maintenance(self.listeners);
                     self.engine.sweep(SWEEP_PARTS);
                     self.tell_lost_lines(&mut lost_lines);
-                    self.service.tell(self.engine, self.listeners);
-                    if self.workers.iter().any(JoinHandle::is_finished) {
-                        return Told::ByAWorker;
+                    // Until it is done, a reload is what there is to tell.
+                    if reload.is_none() {
+                        self.service.tell(self.engine, self.listeners);
+                    }
+                    self.keeper.inspect(|keeper| keeper.tend());
+                    if let Some(name) = (self.ended)() {
+                        return Told::ByEnd(name);
                     }
                 }
             }
         }
     }
 
-    fn reload(&self, reload: impl Fn() -> Reloaded) -> Reloaded {
+    async fn reload(&self) -> Reloaded {
         self.service.reloading();
-        let reloaded = reload();
+        let reloaded = self.reloads.reload().await;
         self.note(&reloaded);
         self.engine.tell_maintenance(self.listeners);
         self.service.reloaded(reloaded.done, self.engine, self.listeners);
@@ -157,5 +176,13 @@ impl Attendant<'_> {
             self.engine.failed(Failure::Log, &detail);
             *known = lost;
         }
+    }
+}
+
+/// Waits for what is under way, for ever if there is nothing.
+async fn ended<F: Future + Unpin>(under_way: &mut Option<F>) -> F::Output {
+    match under_way {
+        Some(under_way) => under_way.await,
+        None => std::future::pending().await,
     }
 }

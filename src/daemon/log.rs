@@ -2,15 +2,15 @@
 //! waits for whoever reads them. When the queue is full, lines are dropped and counted.
 
 mod fields;
+mod queue;
 mod writer;
 
 use std::fmt;
 use std::io::{self, IsTerminal};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tracing::{Event, Subscriber};
-use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::{self, FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::{self as lines, FmtContext};
@@ -20,31 +20,27 @@ use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use self::fields::Quoting;
-use self::writer::Lines;
+use self::queue::Queue;
 use crate::config::{Format, Level, Log};
 
-/// Lines that may wait to be written. At some 400 bytes each, 3 MiB.
-const QUEUE: usize = 8_192;
+/// How long the end waits for a reader of the log. One that reads takes all of it in milliseconds.
+const LAST_LINES: Duration = Duration::from_millis(500);
 
 /// The log of this process.
 pub struct Logging {
     level: reload::Handle<Targets, Registry>,
-    /// Lines that found the queue full.
-    dropped: ErrorCounter,
-    /// Lines that could not be written.
-    unwritten: Arc<AtomicUsize>,
-    writer: WorkerGuard,
+    queue: Arc<Queue>,
 }
 
 impl Logging {
     /// Starts to log. Once in a process.
-    pub fn start(params: &Log) -> Self {
-        let unwritten = Arc::default();
-        let (writer, guard) = NonBlockingBuilder::default()
-            .lossy(true)
-            .buffered_lines_limit(QUEUE)
-            .finish(Lines::new(io::stderr(), Arc::clone(&unwritten)));
-        let dropped = writer.error_counter();
+    ///
+    /// # Errors
+    ///
+    /// The system gives no thread.
+    pub fn start(params: &Log) -> io::Result<Self> {
+        let queue = Arc::new(Queue::start(io::stderr())?);
+        let writer = Arc::clone(&queue);
         let (filter, level) = reload::Layer::new(filter(params.level));
         let lines = lines::layer().with_target(false).with_writer(writer);
         let lines = match format_in_force(params.format) {
@@ -62,7 +58,7 @@ impl Logging {
         std::panic::set_hook(Box::new(|panic| {
             tracing::error!(panic = panic.to_string(), "a fault of ours");
         }));
-        Self { level, dropped, unwritten, writer: guard }
+        Ok(Self { level, queue })
     }
 
     /// Writes more or fewer lines from now on.
@@ -74,12 +70,12 @@ impl Logging {
     /// How many lines have been lost: those that found the queue full, and those that could not be
     /// written.
     pub fn lost_lines(&self) -> usize {
-        self.dropped.dropped_lines() + self.unwritten.load(Ordering::Relaxed)
+        self.queue.lost()
     }
 
-    /// Writes what still waits.
-    pub fn finish(self) {
-        drop(self.writer);
+    /// Writes what still waits, unless nobody reads it.
+    pub fn finish(&self) {
+        self.queue.drain(LAST_LINES);
     }
 }
 

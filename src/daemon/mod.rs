@@ -8,6 +8,7 @@
 
 mod attend;
 mod confine;
+mod end;
 pub mod log;
 mod prepare;
 mod reload;
@@ -18,22 +19,25 @@ mod state;
 mod trouble;
 mod worker;
 
-use std::io;
+use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 pub use self::attend::Early;
 use self::attend::{Attendant, SWEEP_EVERY, Signals, Told};
 use self::confine::{Confined, Needs};
+use self::end::{End, WORKERS_HANG, until};
 use self::log::Logging;
 use self::prepare::{Notes, Prepared, build};
-use self::reload::reload;
+use self::reload::Reloads;
 use self::running::{Running, Sockets};
 use self::service::Service;
 use self::state::{Identity, State};
@@ -41,6 +45,7 @@ use self::trouble::Trouble;
 use crate::config::{Named, Settings};
 use crate::engine::Engine;
 use crate::store::folder::Refused;
+use crate::store::keeper::Keeper;
 use crate::store::owner::keep_private;
 
 /// Descriptors kept for what is no session: sockets, logs, lists, metrics, control.
@@ -49,7 +54,7 @@ const SPARE_DESCRIPTORS: u64 = 192;
 /// Serves until told to stop.
 pub fn serve(early: Early, settings: Settings, named: Named, file: PathBuf) -> ExitCode {
     let max_sessions = raise_descriptors();
-    let service = Service::of_environment();
+    let service = Arc::new(Service::of_environment());
     let mut notes = Notes::default();
     let prepared = Prepared::new(&settings, named, &mut notes);
     let prepared = prepared.and_then(|sockets| {
@@ -66,7 +71,16 @@ pub fn serve(early: Early, settings: Settings, named: Named, file: PathBuf) -> E
         }),
         load: &settings.load,
     });
-    let logging = Logging::start(&settings.log);
+    let logging = match Logging::start(&settings.log) {
+        Ok(logging) => Arc::new(logging),
+        Err(why) => {
+            let trouble = Trouble::System("cannot start the log's thread", why);
+            // Where nobody reads standard error, the exit code must do.
+            let _ = writeln!(io::stderr(), "error: {trouble}");
+            service.failed(&trouble);
+            return trouble.code().into();
+        }
+    };
     notes.tell();
     let told = prepared.and_then(|(prepared, state, engine)| {
         confined.tell();
@@ -86,7 +100,9 @@ pub fn serve(early: Early, settings: Settings, named: Named, file: PathBuf) -> E
             sockets,
             called,
         };
-        daemon.run(early, state, engine)?;
+        // A panic of the main thread ends the daemon with a word, too.
+        catch_unwind(AssertUnwindSafe(|| daemon.run(early, state, engine)))
+            .unwrap_or_else(|_| Err(Trouble::Ended("main".into())))?;
         for file in files {
             // One that is left is replaced at the next start.
             let _ = file.remove();
@@ -112,9 +128,9 @@ struct Daemon<'a> {
     named: Named,
     file: PathBuf,
     max_sessions: usize,
-    service: &'a Service,
+    service: &'a Arc<Service>,
     confined: Confined,
-    logging: &'a Logging,
+    logging: &'a Arc<Logging>,
     sockets: Sockets,
     called: Option<String>,
 }
@@ -125,6 +141,9 @@ impl Daemon<'_> {
         let _inside = main.enter();
         let signals = Signals::new(hangup);
         let mut signals = signals.map_err(|why| Trouble::System("cannot watch signals", why))?;
+        let grace = self.settings.server.grace.duration();
+        let end = End::watch(grace, self.logging.clone(), self.service.clone());
+        let end = end.map_err(|why| Trouble::System("cannot watch over the end", why))?;
         self.service.starting();
         let mut state = main.block_on(state.serve(&engine))?;
         self.tell(&engine);
@@ -141,7 +160,7 @@ impl Daemon<'_> {
         // Those who came before state had answered are served by what ran then.
         let mut before = Vec::new();
         let told = loop {
-            match main.block_on(self.attend(&mut running, &mut signals, &mut state)) {
+            match main.block_on(self.attend(&mut running, &mut signals, &mut state, &end)) {
                 Event::Told(told) => break told,
                 Event::Answered(answer) => {
                     let (next, now) = main.block_on(self.take_over(&running, state, answer))?;
@@ -153,39 +172,39 @@ impl Daemon<'_> {
                 }
             }
         };
+        end.begin();
         before.push(running);
-        main.block_on(self.stop(&mut before, state, &mut signals))?;
+        main.block_on(self.stop(&mut before, state, &end))?;
         ended_well(before, told)
     }
 
     /// Lets sessions end, and saves state; `all` that has run, the last being what runs now.
-    async fn stop(
-        &self,
-        all: &mut [Running],
-        state: State,
-        signals: &mut Signals,
-    ) -> Result<(), Trouble> {
+    async fn stop(&self, all: &mut [Running], state: State, end: &End) -> Result<(), Trouble> {
         let grace = self.settings.server.grace;
         info!("stopping: running sessions may finish within {grace}");
         all.iter_mut().for_each(|running| running.stop(grace.duration()));
         let Some(running) = all.last() else { return Ok(()) };
         self.service.stopping(&running.engine, grace.duration());
         let ended = || all.iter().flat_map(|it| &it.workers).all(JoinHandle::is_finished);
-        self.service.alive_while(&running.lateness, signals.until(ended)).await;
+        let grace = grace.duration().saturating_add(WORKERS_HANG);
+        let workers = async { drop(timeout(grace, until(ended)).await) };
+        self.service.alive_while(&running.lateness, workers).await;
+        if !ended() {
+            error!("the grace is over, and a worker hangs: state is saved without it");
+        }
         match state {
             State::Kept(keeper) => {
                 self.service.saving();
+                end.saving(keeper.pulse());
                 keeper.stop();
-                let saved = signals.until(|| keeper.is_finished());
+                let saved = until(|| keeper.is_finished());
                 self.service.alive_while(&running.lateness, saved).await;
-                if keeper.is_finished() {
-                    return keeper.finish().map_err(Trouble::Unsaved);
-                }
-                warn!("state was not saved completely: told to stop once more");
+                keeper.finish().map_err(Trouble::Unsaved)?;
             }
             State::Awaited(_) => warn!("state has not answered: nothing is saved"),
             State::None | State::Open(..) => {}
         }
+        end.last();
         Ok(())
     }
 
@@ -206,22 +225,39 @@ impl Daemon<'_> {
         running: &mut Running,
         signals: &mut Signals,
         state: &mut State,
+        end: &End,
     ) -> Event {
-        let Running { engine, sampler, lateness, workers, told, asked, .. } = running;
-        let reload =
-            || reload(&self.settings, &self.file, engine, sampler, self.logging, &self.confined);
+        let Running { engine, sampler, lateness, workers, beside, told, asked, .. } = running;
+        let reloads = Reloads {
+            running: &self.settings,
+            file: &self.file,
+            engine,
+            sampler,
+            logging: self.logging,
+            confined: &self.confined,
+            reader: Mutex::default(),
+        };
+        let (keeper, answer) = state.keeper_or_answer();
+        let ended = || {
+            let others =
+                [("state", keeper.is_some_and(Keeper::is_finished)), ("end", end.is_over())];
+            let other = others.into_iter().find_map(|(name, ended)| ended.then_some(name));
+            running::ended(workers, beside).or(other).map(str::to_owned)
+        };
         let attendant = Attendant {
             engine,
             listeners: &self.sockets.listeners,
             settings: told,
             logging: self.logging,
-            workers,
+            reloads: &reloads,
+            keeper,
+            ended: &ended,
             service: self.service,
         };
         let look = async {
             tokio::select! {
-                told = attendant.attend(signals, asked, reload) => Event::Told(told),
-                answer = state.answer() => Event::Answered(answer),
+                told = attendant.attend(signals, asked) => Event::Told(told),
+                answer = answer => Event::Answered(answer),
                 never = sampler.tended(SWEEP_EVERY) => match never {},
             }
         };
@@ -271,17 +307,23 @@ enum Event {
 /// What became of the workers that have ended.
 fn ended_well(all: Vec<Running>, told: Told) -> Result<(), Trouble> {
     let failed = |error| Err(Trouble::System("a worker failed", error));
-    for worker in all.into_iter().flat_map(|it| it.workers).filter(JoinHandle::is_finished) {
+    let mut all_ended = true;
+    for worker in all.into_iter().flat_map(|it| it.workers) {
+        if !worker.is_finished() {
+            all_ended = false;
+            continue;
+        }
         match worker.join() {
-            Ok(Ok(())) if told == Told::ByAWorker => {
-                return failed(io::Error::other("it ended by itself"));
-            }
             Ok(Ok(())) => {}
             Ok(Err(error)) => return failed(error),
             Err(_) => return failed(io::Error::other("it panicked")),
         }
     }
-    Ok(())
+    match told {
+        Told::ByEnd(name) => Err(Trouble::Ended(name)),
+        Told::BySignal if all_ended => Ok(()),
+        Told::BySignal => Err(Trouble::Hangs),
+    }
 }
 
 /// Every session needs a descriptor: takes as many as the system gives, and returns how many

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::JoinHandle as Task;
 
 use super::prepare;
 use super::sampler::Sampler;
@@ -55,8 +55,8 @@ pub(super) struct Running {
     /// When it began.
     since: Time,
     stop: watch::Sender<Option<Duration>>,
-    /// Metrics and control; they end with this.
-    beside: JoinSet<io::Result<()>>,
+    /// Metrics and control.
+    pub(super) beside: Beside,
 }
 
 impl Running {
@@ -132,21 +132,36 @@ impl Running {
     /// MTA ends them.
     pub(super) fn hand_over(&mut self) {
         self.stop(LONGEST_SESSION);
-        self.beside.abort_all();
+        self.beside.iter().for_each(|(_, task)| task.abort());
     }
 }
+
+/// Which of them has ended.
+pub(super) fn ended<'a>(
+    workers: &'a [JoinHandle<io::Result<()>>],
+    beside: &Beside,
+) -> Option<&'a str> {
+    let worker = workers.iter().find(|worker| worker.is_finished());
+    let beside = beside.iter().find(|(_, task)| task.is_finished());
+    let worker = worker.map(|worker| worker.thread().name().unwrap_or("worker"));
+    worker.or(beside.map(|(name, _)| *name))
+}
+
+/// What is served on the main thread, by name.
+pub(super) type Beside = Vec<(&'static str, Task<io::Result<()>>)>;
 
 fn beside(
     sockets: &Sockets,
     engine: &Arc<Engine>,
     desk: control::desk::Desk,
-) -> io::Result<JoinSet<io::Result<()>>> {
-    let mut beside = JoinSet::new();
+) -> io::Result<Beside> {
+    let mut beside = Vec::new();
     if let Some(listener) = &sockets.metrics {
-        beside.spawn(http::serve(listener.try_clone()?, engine.clone()));
+        let serve = http::serve(listener.try_clone()?, engine.clone());
+        beside.push(("http", tokio::spawn(serve)));
     }
     if let Some(socket) = &sockets.control {
-        beside.spawn(control::serve(socket.share()?, desk));
+        beside.push(("control", tokio::spawn(control::serve(socket.share()?, desk))));
     }
     Ok(beside)
 }

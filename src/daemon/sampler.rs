@@ -15,7 +15,6 @@ mod reading;
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -26,7 +25,7 @@ use tracing::error;
 
 use self::delay::Lateness;
 use self::eye::{Eye, Reading, every};
-use crate::clock::Stopwatch;
+use crate::clock::Pulse;
 use crate::config::load::{Load, Sensor, Source};
 use crate::engine::Engine;
 use crate::policy::load::{Sample, Scarce};
@@ -49,25 +48,8 @@ pub(super) struct Sampler {
     task: watch::Sender<Task>,
     lateness: Arc<Lateness>,
     thread: Mutex<Option<JoinHandle<io::Result<()>>>>,
+    /// Beats when the engine is told.
     pulse: Arc<Pulse>,
-}
-
-/// When the engine was told last.
-struct Pulse {
-    since: Stopwatch,
-    /// Milliseconds from then on.
-    told: AtomicU64,
-}
-
-impl Pulse {
-    fn beat(&self) {
-        self.told.store(self.since.elapsed().as_millis() as u64, Ordering::Relaxed);
-    }
-
-    fn silent(&self) -> Duration {
-        let told = Duration::from_millis(self.told.load(Ordering::Relaxed));
-        self.since.elapsed().saturating_sub(told)
-    }
 }
 
 impl Sampler {
@@ -78,7 +60,7 @@ impl Sampler {
             task: watch::Sender::default(),
             lateness,
             thread: Mutex::default(),
-            pulse: Arc::new(Pulse { since: Stopwatch::start(), told: AtomicU64::new(0) }),
+            pulse: Arc::new(Pulse::start()),
         }
     }
 
@@ -136,9 +118,11 @@ impl Sampler {
     /// again.
     fn tend(&self) {
         let mut holder = self.thread();
-        let Some(thread) = &*holder else { return };
-        let ended = thread.is_finished();
         let task = self.task.borrow().clone();
+        if holder.is_none() && task.sensors.is_empty() {
+            return;
+        }
+        let ended = holder.as_ref().is_none_or(JoinHandle::is_finished);
         if !ended && self.pulse.silent() < task.period * SILENT_PERIODS {
             return;
         }

@@ -4,7 +4,6 @@
 //! mail's. The words are `sd-notify`'s. The socket is ours: the crate's would wait for a manager
 //! that is stuck, and finds none with an abstract address.
 
-use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::env;
 use std::ffi::OsStr;
@@ -13,7 +12,8 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -46,9 +46,9 @@ pub(super) struct Service {
     socket: Option<Socket>,
     watchdog: Option<Duration>,
     /// The status that was said last.
-    said: RefCell<String>,
+    said: Mutex<String>,
     /// Whether the settings of the file are not those in force.
-    refused: Cell<bool>,
+    refused: AtomicBool,
 }
 
 struct Socket {
@@ -63,7 +63,7 @@ impl Service {
         let named = env::var_os("NOTIFY_SOCKET");
         let socket = named.and_then(|name| Socket::connect(&name).ok());
         let watchdog = sd_notify::watchdog_enabled().filter(|_| socket.is_some());
-        Self { socket, watchdog, said: RefCell::default(), refused: Cell::new(false) }
+        Self { socket, watchdog, said: Mutex::default(), refused: AtomicBool::new(false) }
     }
 
     /// It starts, and has not got as far as to serve.
@@ -84,7 +84,8 @@ impl Service {
             return;
         }
         let status = self.status(engine, listeners);
-        if *self.said.borrow() != status {
+        let news = *self.said.lock().unwrap_or_else(PoisonError::into_inner) != status;
+        if news {
             self.say(&status, &[]);
         }
     }
@@ -100,7 +101,7 @@ impl Service {
 
     /// They are in force, or the old ones still are.
     pub(super) fn reloaded(&self, done: bool, engine: &Engine, listeners: &[Arc<str>]) {
-        self.refused.set(!done);
+        self.refused.store(!done, Ordering::Relaxed);
         self.serving(engine, listeners);
     }
 
@@ -176,7 +177,7 @@ impl Service {
         if totals.loading {
             status.push_str("; state is still being read");
         }
-        if self.refused.get() {
+        if self.refused.load(Ordering::Relaxed) {
             status.push_str("; the settings in the file were refused, see the log");
         }
         status
@@ -187,7 +188,7 @@ impl Service {
         let status = &status.replace(char::is_control, " ");
         let states: Vec<_> = states.iter().cloned().chain([NotifyState::Status(status)]).collect();
         self.send(&states);
-        self.said.borrow_mut().clone_from(status);
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).clone_from(status);
     }
 
     fn send(&self, states: &[NotifyState<'_>]) {

@@ -20,6 +20,7 @@ use tokio::time::{interval, timeout};
 use tracing::{error, warn};
 
 use super::confine::{Confined, Needs};
+use super::end::hear_no_signals;
 use super::prepare::Notes;
 use super::trouble::Trouble;
 use crate::clock::{Clock, SystemClock, Time};
@@ -104,12 +105,22 @@ impl State {
         }
     }
 
-    /// Waits until the folder answers, if that is awaited.
-    pub(super) async fn answer(&mut self) -> Result<Identity, Refused> {
-        match self {
-            Self::Awaited(opening) => opening.answer().await,
-            Self::None | Self::Open(..) | Self::Kept(_) => pending().await,
-        }
+    /// Who keeps it, if anybody does, and the folder's answer, where that is awaited.
+    pub(super) fn keeper_or_answer(
+        &mut self,
+    ) -> (Option<&Keeper>, impl Future<Output = Result<Identity, Refused>>) {
+        let (keeper, opening) = match self {
+            Self::Kept(keeper) => (Some(&*keeper), None),
+            Self::Awaited(opening) => (None, Some(opening)),
+            Self::None | Self::Open(..) => (None, None),
+        };
+        let answer = async {
+            match opening {
+                Some(opening) => opening.answer().await,
+                None => pending().await,
+            }
+        };
+        (keeper, answer)
     }
 }
 
@@ -138,7 +149,10 @@ impl Opening {
         let (tell, told) = oneshot::channel();
         let (engine, engines) = mpsc::channel();
         let folder = path.to_owned();
-        let open = move || keep(&folder, flush, tell, &engines);
+        let open = move || {
+            hear_no_signals();
+            keep(&folder, flush, tell, &engines)
+        };
         let thread = thread::Builder::new().name("open-state".into()).spawn(open)?;
         Ok(Self { path: path.into(), told, engine, thread })
     }

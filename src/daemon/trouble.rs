@@ -16,6 +16,10 @@ pub(super) enum Trouble {
     State(String, Refused),
     Unsaved(Fault),
     System(&'static str, io::Error),
+    /// What was to run as long as the daemon does has ended.
+    Ended(String),
+    /// A worker did not end when it was told to.
+    Hangs,
 }
 
 impl Trouble {
@@ -29,7 +33,8 @@ impl Trouble {
             Self::Settings(_) => exit::SETTINGS,
             Self::Socket(..) => exit::OUTPUT,
             Self::State(..) | Self::Unsaved(_) => exit::STATE,
-            Self::System(..) => exit::SYSTEM,
+            Self::System(..) | Self::Ended(_) => exit::SYSTEM,
+            Self::Hangs => exit::UNFINISHED,
         }
     }
 }
@@ -42,6 +47,8 @@ impl Display for Trouble {
             Self::State(path, refused) => write!(f, "cannot keep state in {path}: {refused}"),
             Self::Unsaved(fault) => write!(f, "state was not saved completely: {fault}"),
             Self::System(what, error) => write!(f, "{what}: {error}"),
+            Self::Ended(name) => write!(f, "the thread `{name}` has ended by itself"),
+            Self::Hangs => write!(f, "a worker did not end when it was told to"),
         }
     }
 }

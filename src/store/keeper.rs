@@ -19,7 +19,7 @@ use std::time::Duration;
 use tracing::{error, info, warn};
 
 use super::{Backend, Change, Damage, Fault, Home, RawKey};
-use crate::clock::Time;
+use crate::clock::{Pulse, Time};
 use crate::engine::Engine;
 use crate::meter::key::Key;
 use crate::meter::table::{Kept, Restored};
@@ -50,6 +50,9 @@ const NOTE_RUN: Duration = Duration::from_secs(600);
 const BYTES_AN_ENTRY: u64 = 128;
 const BYTES_BESIDES: u64 = 128 << 20;
 
+/// How long the disk may take for one step of reading at the start: a slice of a table at most.
+const LONGEST_SILENCE: Duration = Duration::from_secs(30);
+
 /// What the thread is told.
 enum Message {
     /// Write the rest and end.
@@ -62,6 +65,8 @@ enum Message {
 pub struct Keeper {
     messages: Sender<Message>,
     thread: JoinHandle<Result<(), Fault>>,
+    pulse: Arc<Pulse>,
+    engine: Arc<Engine>,
 }
 
 impl Keeper {
@@ -77,9 +82,10 @@ impl Keeper {
         engine.telemetry().state_written(0, engine.now());
         engine.telemetry().state_loading(true);
         let (sender, messages) = mpsc::channel();
+        let (pulse, keepers) = (Arc::new(Pulse::start()), engine.clone());
         let writer = Writer {
             home,
-            books: Books { engine, tables, writing: Mutex::new(()) },
+            books: Books { engine, tables, writing: Mutex::new(()), pulse: pulse.clone() },
             flush,
             sender: sender.clone(),
             messages,
@@ -90,13 +96,32 @@ impl Keeper {
             compactor: None,
         };
         let thread = thread::Builder::new().name("state".into()).spawn(move || writer.run())?;
-        Ok(Self { messages: sender, thread })
+        Ok(Self { messages: sender, thread, pulse, engine: keepers })
     }
 
     /// Tells it to write the rest and end.
     pub fn stop(&self) {
         // It has ended already if nobody listens.
         let _ = self.messages.send(Message::Stop);
+    }
+
+    /// Looks whether reading at the start goes on. Nothing waits any longer for a disk that has not
+    /// answered for a while: what was kept counts as not known. Should it answer later, reading goes
+    /// on.
+    pub fn tend(&self) {
+        if self.engine.telemetry().totals().loading && self.pulse.silent() >= LONGEST_SILENCE {
+            let seconds = LONGEST_SILENCE.as_secs();
+            let detail =
+                format_args!("state is not read: the disk has not answered for {seconds} s");
+            self.engine.failed(Failure::State, &detail);
+            everything_is_whole(&self.engine);
+        }
+    }
+
+    /// Beats whenever the disk has taken or given something, so that a slow one can be told from one
+    /// that hangs.
+    pub fn pulse(&self) -> Arc<Pulse> {
+        self.pulse.clone()
     }
 
     /// Whether it has ended.
@@ -144,6 +169,7 @@ struct Books {
     tables: Vec<NamedTable>,
     /// Held while something is committed that was looked up in memory before.
     writing: Mutex<()>,
+    pulse: Arc<Pulse>,
 }
 
 type Opened = Arc<dyn Backend>;
@@ -170,7 +196,7 @@ impl Writer {
                 }
             }
             if let Some(opened) = &backend
-                && let Err(fault) = self.work(opened, &mut stopping)
+                && let Err(fault) = caught(|| self.work(opened, &mut stopping))
             {
                 self.trouble("cannot be written", &fault);
                 backend = None;
@@ -202,10 +228,10 @@ impl Writer {
                 }
             }
         }
-        let saved = match backend {
+        let saved = caught(|| match backend {
             Some(opened) => self.finish(&opened),
             None => self.open().and_then(|opened| self.finish(&opened)),
-        };
+        });
         if let Err(fault) = &saved {
             self.trouble("cannot be saved", fault);
         }
@@ -234,6 +260,7 @@ impl Writer {
 
     fn try_to_open(&self) -> Result<Opened, Fault> {
         let opened = catch_unwind(AssertUnwindSafe(|| self.home.open()));
+        self.books.pulse.beat();
         let panicked = |_| Err(Fault::Damaged("reading it panicked".into()));
         opened.unwrap_or_else(panicked).map(Arc::from)
     }
@@ -369,10 +396,8 @@ impl Writer {
         self.books.engine.failed(Failure::State, &format_args!("state {what}: {fault}"));
     }
 
-    /// There is nothing to wait for.
     fn everything_is_whole(&self) {
-        self.books.tables.iter().for_each(|(_, table)| table.set_whole(true));
-        self.books.engine.telemetry().state_loading(false);
+        everything_is_whole(&self.books.engine);
     }
 
     /// Waits for so long, and says whether it is time to stop.
@@ -393,6 +418,7 @@ impl Writer {
         keys: &[Key],
     ) -> Result<Vec<Change>, Fault> {
         let mut changes = Vec::with_capacity(keys.len());
+        self.books.pulse.beat();
         for key in keys {
             let raw = key.to_bytes();
             // What is gone from memory is gone.
@@ -401,6 +427,7 @@ impl Writer {
                 && let Some(kept) = backend.get(name, raw)?
             {
                 table.restore(*key, &kept, self.books.engine.moment());
+                self.books.pulse.beat();
             }
             changes.push(Change { table: name, key: raw, value: table.written(*key) });
         }
@@ -490,6 +517,7 @@ impl Writer {
         for first_byte in 0..=u8::MAX {
             let mut keys = Vec::new();
             backend.scan(name, first_byte, &mut |key, _| keys.push(key))?;
+            self.books.pulse.beat();
             keys.retain(|key| table.written(Key::from_bytes(*key)).is_none());
             if !keys.is_empty() {
                 self.write_changes_of(backend, &self.books.tables[..number])?;
@@ -514,10 +542,11 @@ impl Writer {
             let _ = sender.send(Message::ReaderEnded);
         };
         *stopping = thread::scope(|scope| {
-            for _ in 0..READERS {
-                scope.spawn(read);
-            }
-            let (mut readers, mut told) = (READERS, begun);
+            let start = |_: &usize| {
+                let thread = thread::Builder::new().name("reader".into()).spawn_scoped(scope, read);
+                thread.map_err(|error| reading.fault(Fault::Unable(error))).is_ok()
+            };
+            let (mut readers, mut told) = ((0..READERS).filter(start).count(), begun);
             while readers > 0 {
                 match self.messages.recv_timeout(self.flush) {
                     Ok(Message::ReaderEnded) => readers -= 1,
@@ -571,7 +600,10 @@ impl Writer {
                 }
             }
         };
-        self.compactor = thread::Builder::new().name("compact".into()).spawn(compact).ok();
+        match thread::Builder::new().name("compact".into()).spawn(compact) {
+            Ok(thread) => self.compactor = Some(thread),
+            Err(error) => self.trouble("cannot be made smaller", &Fault::Unable(error)),
+        }
     }
 }
 
@@ -582,6 +614,7 @@ impl Books {
         }
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         backend.commit(batch)?;
+        self.pulse.beat();
         self.engine.telemetry().state_wrote(batch.len());
         batch.clear();
         Ok(())
@@ -603,6 +636,7 @@ impl Books {
             let batch: Vec<_> = keys.iter().filter(|key| gone(key)).map(removal).collect();
             if !batch.is_empty() {
                 backend.commit(&batch)?;
+                self.pulse.beat();
             }
         }
         Ok(())
@@ -613,6 +647,7 @@ impl Books {
             let (name, table) = &self.tables[number];
             let (mut entries, mut dropped) = (0, Vec::new());
             let at = self.engine.moment();
+            self.pulse.beat();
             let read = backend.scan(name, first_byte, &mut |key, bytes| match table.restore(
                 Key::from_bytes(key),
                 bytes,
@@ -621,6 +656,7 @@ impl Books {
                 Restored::Kept => entries += 1,
                 Restored::Dropped => dropped.push(key),
             });
+            self.pulse.beat();
             let removed = self.remove_if_unknown(backend, name, &**table, &dropped);
             reading.entries.fetch_add(entries, Ordering::Relaxed);
             if let Err(Fault::Damaged(Damage { share, .. })) = read {
@@ -640,6 +676,18 @@ impl Books {
 
 /// How often a long load is told of.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// A panic of ours is a fault like others: it is said, and all is tried again.
+fn caught(what: impl FnOnce() -> Result<(), Fault>) -> Result<(), Fault> {
+    let panicked = |_| Err(Fault::Unable(io::Error::other("a fault of ours, see the log")));
+    catch_unwind(AssertUnwindSafe(what)).unwrap_or_else(panicked)
+}
+
+/// There is nothing to wait for.
+fn everything_is_whole(engine: &Engine) {
+    engine.memory().kept().for_each(|(_, table)| table.set_whole(true));
+    engine.telemetry().state_loading(false);
+}
 
 fn missed(table: &dyn Kept) -> bool {
     table.changes().is_some_and(|changes| changes.missed())

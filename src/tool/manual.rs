@@ -70,7 +70,9 @@ pub const SIGNALS: &[Entry] = &[
     entry(
         "SIGTERM, SIGINT",
         "Stop. New sessions pass unchecked from then on; open ones are still checked, and may \
-         finish within `server.grace`. Then state is saved. A second signal ends the waiting.",
+         finish within `server.grace`. Then state is saved. Whatever hangs then is not waited for: the \
+         daemon ends a second after the grace, or when the disk has not answered for ten seconds \
+         while state is saved. A second signal ends it at once, whatever is not saved.",
     ),
 ];
 
@@ -84,6 +86,11 @@ pub const SERVE_EXITS: &[Exit] = &[
         "An address or a socket could not be opened; those of [control] only if the file names them.",
     ),
     ended(exit::STATE, "The state cannot be used, or was not saved completely."),
+    ended(
+        exit::UNFINISHED,
+        "Told to stop, it ended before everything was done: something hung, or it was told twice. The \
+         last line of the log says what.",
+    ),
     ended(exit::SETTINGS, "The settings cannot be used. Correct them before you start it again."),
 ];
 

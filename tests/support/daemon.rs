@@ -66,6 +66,8 @@ struct Log {
 struct Written {
     lines: Vec<String>,
     ended: bool,
+    /// Whether nobody reads more for now.
+    unread: bool,
 }
 
 impl Daemon {
@@ -237,6 +239,12 @@ impl Daemon {
         }
     }
 
+    /// From now on nobody reads its log, or somebody does again.
+    pub fn log_is_read(&self, read: bool) {
+        self.log.written().unread = !read;
+        self.log.grown.notify_all();
+    }
+
     /// Every log line up to now.
     pub fn lines(&self) -> Vec<String> {
         self.log.written().lines.clone()
@@ -278,6 +286,8 @@ impl Drop for Daemon {
 impl Log {
     fn follow(&self, stderr: impl BufRead) {
         for line in stderr.lines() {
+            let written = self.written();
+            drop(self.grown.wait_while(written, |written| written.unread));
             self.written().lines.push(line.unwrap());
             self.grown.notify_all();
         }

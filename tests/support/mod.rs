@@ -9,6 +9,7 @@ pub mod apart;
 pub mod daemon;
 pub mod debian;
 pub mod front;
+pub mod hang;
 pub mod milter;
 pub mod mx;
 pub mod oracle;
