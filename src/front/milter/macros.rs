@@ -129,7 +129,12 @@ impl OfRecipient {
             values(payload, [b"{rcpt_mailer}", b"{rcpt_host}", b"{rcpt_addr}"]);
         match mailer {
             Some(b"error") => {
-                Self { fate: Some(host.map_or(Fate::Rejected, refused_for)), mailbox: None }
+                // Of one that it refuses, Postfix tells its reply in place of the mailbox.
+                let fate = match host {
+                    Some(b"4.1.1") if mailbox.is_some_and(is_in_doubt) => Fate::Rejected,
+                    host => host.map_or(Fate::Rejected, refused_for),
+                };
+                Self { fate: Some(fate), mailbox: None }
             }
             _ => {
                 // Without a domain it is a user of the host, but only where the host delivers it.
@@ -153,6 +158,18 @@ fn refused_for(enhanced: &[u8]) -> Fate {
         _ if enhanced.starts_with(b"5.1.") || enhanced.starts_with(b"4.1.") => Fate::Unknown,
         _ => Fate::Rejected,
     }
+}
+
+/// Whether Postfix only could not find out if there is such a user (`reject_unverified_recipient`):
+/// while the host behind it is away all of its users are refused so, by the code of an unknown one.
+///
+/// A client that puts these words into a recipient of its own still meets those that tell of an
+/// unknown user, so that nobody guesses uncounted.
+fn is_in_doubt(reply: &[u8]) -> bool {
+    let says = |words: &[u8]| memchr::memmem::find(reply, words).is_some();
+    let known: [&[u8]; 3] = [b"said: 5", b"User unknown", b"unknown user"];
+    reply.starts_with(b"Recipient address rejected: unverified address: ")
+        && !known.into_iter().any(says)
 }
 
 /// An address as MTAs write it: Sendmail with `IPv6:` before it.
@@ -250,5 +267,25 @@ mod tests {
         assert_eq!(fate("4.1.2"), Some(Fate::Rejected), "DNS has failed");
         assert_eq!(fate("5.7.1"), Some(Fate::Rejected));
         assert_eq!(told(b'R', &["{rcpt_mailer}", "local"]).recipient.fate, None);
+    }
+
+    #[test]
+    fn a_recipient_that_could_not_be_verified_is_unknown_only_if_the_host_behind_says_so() {
+        let fate = |why: &str| {
+            let reply = format!("Recipient address rejected: {why}");
+            let words = ["{rcpt_mailer}", "error", "{rcpt_host}", "4.1.1", "{rcpt_addr}", &reply];
+            told(b'R', &words).recipient.fate
+        };
+        for why in ["Address verification in progress", "host mx said: 451 4.3.0 later"] {
+            assert_eq!(fate(&format!("unverified address: {why}")), Some(Fate::Rejected), "{why}");
+        }
+        for why in [
+            "unverified address: host mx said: 550 5.1.1 no such user",
+            "unverified address: unknown user: \"info\"",
+            "User unknown in virtual mailbox table",
+            "unverified address: @example.org>: Recipient address rejected: User unknown",
+        ] {
+            assert_eq!(fate(why), Some(Fate::Unknown), "{why}");
+        }
     }
 }
