@@ -99,7 +99,12 @@ fn what_is_no_toml_and_what_cannot_be_read_are_mistakes_as_well() {
     }
     let output = check(&folder.path().join("missing.toml"));
     assert_eq!(output.status.code(), Some(BAD_SETTINGS));
-    assert!(text(&output.stderr).contains("missing.toml: error: No such file"));
+    let said = text(&output.stderr);
+    assert!(said.starts_with("error: ") && said.contains("missing.toml: No such file"), "{said}");
+    let binary = folder.path().join("binary.toml");
+    std::fs::write(&binary, b"[server]\ngrace = \"\xff\"\n").expect("a file of ours");
+    let said = text(&check(&binary).stderr);
+    assert!(said.contains("binary.toml: line 2: expected UTF-8"), "{said}");
 }
 
 #[test]
@@ -401,6 +406,10 @@ fn a_name_without_a_dot_that_replies_would_have_is_warned_of() {
     assert_eq!(said("[[listen]]\nmilter = \"inet:127.0.0.1:7421\"\n", "mx1"), "");
     let set = format!("[server]\nhostname = \"mx1.example.org\"\n{policy}");
     assert_eq!(said(&set, "mx1"), "");
+    for wrong in [".example.org", "mx1..example.org", "mx1.example.org.", "."] {
+        let file = folder.write("wrong.toml", &format!("[server]\nhostname = \"{wrong}\"\n"));
+        assert_eq!(check(&file).status.code(), Some(BAD_SETTINGS), "{wrong}");
+    }
     let set = said("[server]\nhostname = \"mx1\"\n", "mx1.example.org");
     assert!(set.contains("warning: server.hostname: replies name this host mx1"), "{set}");
 }

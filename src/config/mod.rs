@@ -139,7 +139,9 @@ impl Server {
     fn check(&self) -> Vec<Complaint> {
         let mut complaints = Vec::new();
         if self.hostname.as_option().is_some_and(|name| !is_host_name(name)) {
-            let message = format!("expected a host name of at most {LONGEST_HOSTNAME} letters");
+            let message = format!(
+                "expected a host name such as \"mx1.example.org\", of at most {LONGEST_HOSTNAME} characters"
+            );
             complaints.push(Complaint::error("hostname", message));
         } else if let Some(message) = self.hostname.as_option().and_then(|name| without_dot(name)) {
             complaints.push(Complaint::warning("hostname", message));
@@ -337,7 +339,7 @@ impl Settings {
     /// Reads settings from a file.
     pub fn load(path: &Path) -> Result<Checked, Unusable> {
         let file = path.display().to_string();
-        match fs::read_to_string(path) {
+        match fs::read(path).and_then(as_text) {
             Ok(text) => Self::parse(&file, &text),
             Err(error) => {
                 let problem = Problem::whole_file(error.to_string());
@@ -510,6 +512,11 @@ fn list_text(path: &Path) -> io::Result<String> {
     }
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
+    as_text(bytes)
+}
+
+/// What a file holds, if it is text; else an error with the line where it is not.
+fn as_text(bytes: Vec<u8>) -> io::Result<String> {
     String::from_utf8(bytes).map_err(|error| {
         let good = error.utf8_error().valid_up_to();
         let line = error.as_bytes()[..good].iter().filter(|byte| **byte == b'\n').count() + 1;

@@ -422,7 +422,7 @@ impl Display for Report {
                 key => format!("{key}: {}", problem.message),
             };
             let Some(span) = problem.span.clone() else {
-                writeln!(f, "{}: {}: {title}", self.file, word(problem.severity))?;
+                writeln!(f, "{}: {}: {title}", word(problem.severity), self.file)?;
                 continue;
             };
             let annotation = AnnotationKind::Primary.span(span);

@@ -8,6 +8,7 @@ pub(super) fn in_words(message: &str, text: &str) -> String {
         .or_else(|| missing(&message))
         .or_else(|| one_of(&message))
         .or_else(|| socket_address(&message))
+        .or_else(|| network(&message, text))
         .or_else(|| wrong_type(&message, text))
         .unwrap_or(message)
 }
@@ -52,6 +53,12 @@ fn one_of(message: &str) -> Option<String> {
     let given = given.trim_matches('"');
     let known = known.split(", ").map(|word| word.trim_start_matches("or "));
     did_you_mean(given, known).map(|meant| format!("unknown word `{given}`: {meant}"))
+}
+
+/// What the library says of one.
+fn network(message: &str, text: &str) -> Option<String> {
+    let is_one = ["invalid IP address syntax", "invalid IP prefix length"].contains(&message);
+    is_one.then(|| format!("expected a network such as \"192.0.2.0/24\", not {text}"))
 }
 
 /// What the standard library says of one.
@@ -139,6 +146,11 @@ mod tests {
                 "invalid socket address syntax (or \"none\")",
                 "\"localhost:80\"",
                 "expected an address and a port such as \"127.0.0.1:7423\" (or \"none\")",
+            ),
+            (
+                "invalid IP address syntax",
+                "\"@x\"",
+                "expected a network such as \"192.0.2.0/24\", not \"@x\"",
             ),
             ("wanted string or table", "6", "expected a text in quotes, not 6"),
             (

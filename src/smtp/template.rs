@@ -89,8 +89,9 @@ impl Placeholder {
 
 /// Whether this can stand for the host in a reply.
 pub fn is_host_name(name: &str) -> bool {
-    let letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
-    !name.is_empty() && name.len() <= LONGEST_HOSTNAME && name.bytes().all(letter)
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let label = |label: &str| !label.is_empty() && label.bytes().all(letter);
+    name.len() <= LONGEST_HOSTNAME && name.split('.').all(label)
 }
 
 /// The longest `hostname` that may be set, in bytes.
