@@ -546,6 +546,7 @@ fn serve_postpone(runtime: &mut runtime::Builder, settings: &Settings) -> io::Re
     let policy = settings.policy(&memory).expect("the defaults name no files");
     let engine = Engine::new(Box::new(SystemClock), memory, policy);
     let (bound, door) = (settings.listen[0].bind(&[])?, settings.listen[0].door());
+    bound.listen()?;
     let (_stop, stopping) = tokio::sync::watch::channel(None);
     let upkeep = engine.clone();
     runtime.enable_all().build()?.block_on(async move {

@@ -57,6 +57,7 @@ impl Service {
         let engine = Engine::new(Box::new(SystemClock), memory, policy);
         let listen = &settings.listen[0];
         let bound = listen.bind(&[]).unwrap();
+        bound.listen().unwrap();
         let address = match &bound {
             Bound::Inet(listener) => listener.local_addr().unwrap(),
             Bound::Unix(_) => SocketAddr::from(([0; 4], 0)),

@@ -53,6 +53,7 @@ impl Front {
         let engine = Engine::new(Box::new(clock.clone()), memory, policy);
         let listen = settings.listen[0].clone();
         let bound = listen.bind(&[]).expect("an address to listen on");
+        bound.listen().expect("a socket that can listen");
         let endpoint = match &bound {
             Bound::Inet(listener) => format!("inet:{}", listener.local_addr().unwrap()),
             Bound::Unix(_) => endpoint.to_owned(),
