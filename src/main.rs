@@ -39,8 +39,8 @@ fn main() -> ExitCode {
         | Command::Setup(_)
             if cli.socket.is_some() =>
         {
-            let message = "--socket is where `ctl` and `explain` find the daemon; the settings say where it \
-                           listens";
+            let message = "--socket is for `ctl` and `explain` only; the daemon's own socket is \
+                           [control] socket in the settings";
             say(&Cli::command().error(ErrorKind::ArgumentConflict, message))
         }
         Command::Serve => serve(file),

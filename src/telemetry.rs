@@ -319,8 +319,8 @@ impl Telemetry {
         self.told_suspended_at.store(now.as_nanos(), Ordering::Relaxed);
         if suspended {
             warn!(
-                "greylisting is suspended: first contacts were forgotten before they could come \
-                 back, so they pass; raise max_triplets"
+                "greylisting is suspended: first contacts pass, because triplets are dropped \
+                 before their retry; raise max_triplets"
             );
         } else {
             info!("greylisting is resumed");
@@ -337,11 +337,11 @@ impl Telemetry {
         if doubted {
             warn!(
                 clock = %at.now,
-                "the clock has jumped, or does not fit the last run: for an hour at most, until it is \
-                 put right, nothing that is known fades by it"
+                "the wall clock has jumped, or does not fit the last run: until it is corrected, \
+                 for an hour at most, nothing expires"
             );
         } else {
-            info!(clock = %at.now, "the clock is believed again");
+            info!(clock = %at.now, "the wall clock is trusted again");
         }
     }
 
@@ -538,7 +538,8 @@ impl Default for Telemetry {
     }
 }
 
-/// The exporter's text by name and labels: it comes in the order of its hash maps, another one at each
+/// The exporter's text by name and labels: it comes in the order of its hash maps, another one at
+/// each
 /// start.
 fn in_order(text: &str) -> String {
     let mut families: Vec<_> = text
@@ -563,7 +564,8 @@ fn count_refusal(metric: &'static str, refusal: &Refusal) {
     counter!(metric, "action" => action, "reason" => reason, "limit" => limit).increment(1);
 }
 
-/// The client begins the line. What it chose stands last, and is recorded as a string, never formatted
+/// The client begins the line. What it chose stands last, and is recorded as a string, never
+/// formatted
 /// into one, so that the subscriber quotes it.
 fn line(told: &Told<'_>, refusal: &Refusal, mode: &str, wait: Duration, others: &[Refusal]) {
     let others: Vec<_> = others.iter().map(Refusal::rule).collect();
@@ -631,22 +633,19 @@ mod names {
 
 fn describe() {
     describe_counter!(names::EVENTS, "SMTP events reported by MTAs");
-    describe_counter!(names::DECISIONS, "Decisions by what was done and why");
-    describe_counter!(names::SHADOWED, "What rules in shadow mode would have refused");
-    describe_counter!(
-        names::SPARED,
-        "What passed because the MTA would have hung up at one more refusal"
-    );
+    describe_counter!(names::DECISIONS, "Decisions by action, reason and limit");
+    describe_counter!(names::SHADOWED, "Refusals that rules in shadow mode would have made");
+    describe_counter!(names::SPARED, "Refusals spared because the MTA would have hung up");
     describe_gauge!(names::SESSIONS, "SMTP sessions open now");
     describe_gauge!(names::ENTRIES, "Entries of each table");
     describe_gauge!(names::MAX_ENTRIES, "Entries that each table may hold");
-    describe_gauge!(names::BYTES, "Memory that each table takes, with the room kept for more");
+    describe_gauge!(names::BYTES, "Memory that each table takes, spare capacity included");
     describe_counter!(names::TURNED_AWAY, "New entries a full table did not store");
     describe_counter!(names::EVICTED, "Entries of a full table that made room for new ones");
     describe_gauge!(names::LOAD_LEVEL, "0 normal, 1 elevated, 2 high, 3 critical");
     describe_gauge!(names::LOAD_ADMITTED, "The part of new sessions that load accepts");
     describe_gauge!(names::SENSOR, "The reading of a sensor of the load, in its own unit");
-    describe_gauge!(names::SENSOR_ON, "0 where a sensor of the load cannot be read");
+    describe_gauge!(names::SENSOR_ON, "0 if a sensor of the load cannot be read");
     describe_gauge!(names::SENSOR_LEVEL, "The level that a sensor asks for");
     describe_counter!(
         names::CROSSINGS,
@@ -660,16 +659,16 @@ fn describe() {
     describe_counter!(names::STATE_WRITTEN, "Entries written to disk");
     describe_gauge!(names::STATE_BYTES, "Bytes that state takes on disk");
     describe_gauge!(names::STATE_BEHIND, "Changed entries that are not on disk yet");
-    describe_gauge!(names::STATE_BEHIND_SECONDS, "How long the oldest change has waited at most");
+    describe_gauge!(names::STATE_BEHIND_SECONDS, "The longest time that such a change has waited");
     describe_counter!(names::FAILURES, "Internal errors, in which mail passes");
     describe_counter!(names::STRESS, "Policy requests of a Postfix that is short of processes");
     describe_gauge!(
         names::SUSPENDED,
-        "1 while first contacts pass because they would be forgotten before they can come back"
+        "1 while first contacts pass because triplets are dropped before their retry"
     );
-    describe_gauge!(names::DOUBTED, "1 while the wall clock has jumped and nothing fades by it");
-    describe_counter!(names::RELOADS, "Attempts to read the settings again");
-    describe_gauge!(names::BUILD, "The version that runs");
+    describe_gauge!(names::DOUBTED, "1 while the wall clock has jumped and nothing expires");
+    describe_counter!(names::RELOADS, "Reloads of the settings");
+    describe_gauge!(names::BUILD, "The running version");
     describe_gauge!(names::STARTED, "When the process was started, in seconds since 1970");
 }
 

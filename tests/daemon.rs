@@ -1,4 +1,5 @@
-//! The life of the daemon: what it listens on and leaves behind, what it survives, how many sessions
+//! The life of the daemon: what it listens on and leaves behind, what it survives, how many
+//! sessions
 //! it holds. With an MTA of our own; the stories with a real Postfix are in `tests/postfix_*.rs`.
 
 mod support;
@@ -90,7 +91,7 @@ fn a_socket_that_somebody_serves_is_left_alone() {
 fn a_file_that_is_no_socket_is_left_alone() {
     let folder = Folder::new("file");
     let path = folder.write("milter.sock", "precious");
-    says(&refused(&listen(&path, "")), NO_SOCKET, "exists and is no socket");
+    says(&refused(&listen(&path, "")), NO_SOCKET, "it exists and is not a socket");
     assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
 }
 
@@ -264,7 +265,8 @@ fn signals_that_mean_no_end_do_not_end_a_daemon_that_has_not_begun_to_serve() {
             .expect("setpriv (util-linux) starts postpone");
     // Opened once the daemon opens it, which then waits for the settings.
     let mut pipe = OpenOptions::new().write(true).open(&file).unwrap();
-    let settings = "limit = []\n[[listen]]\nmilter = \"inet:127.0.0.1:0\"\n[state]\npath = \"none\"\n\
+    let settings = "limit = []\n[[listen]]\nmilter = \"inet:127.0.0.1:0\"\n[state]\npath = \
+                    \"none\"\n\
                     [control]\nhttp = \"none\"\nsocket = \"none\"\n";
     fs::remove_file(&file).unwrap();
     folder.write("postpone.toml", settings);

@@ -85,7 +85,12 @@ fn what_is_no_toml_and_what_cannot_be_read_are_mistakes_as_well() {
         ("twice.toml", "[log]\nlevel = \"info\"\nlevel = \"warn\"\n", "twice.toml:3:"),
         ("list.toml", "[access]\ndeny = [\"file:/no/such/list\"]\n", "/no/such/list: No such file"),
         ("other.toml", "[postpone]\n", "unknown section `postpone`: expected one of server"),
-        ("key.toml", "grace = \"30s\"\n", "`grace` stands in no section: expected it in [server]"),
+        (
+            "key.toml",
+            "grace = \"30s\"\n",
+            "`grace` is outside any section: expected it in \
+          [server]",
+        ),
         (
             "mode.toml",
             "mode = \"off\"\n",
@@ -146,7 +151,7 @@ fn the_settings_in_force_can_be_printed_and_used() {
     // None is named, and none is installed where tests are run.
     let built_in = print(&[]);
     let said = text(&postpone(&["check"]).stderr);
-    assert_eq!(said, "no settings file: the built-in defaults hold\n");
+    assert_eq!(said, "no settings file: the built-in settings hold\n");
     for key in ["[server]", "[[listen]]", "max_pending_per_network = 10000", "window = \"2d\""] {
         assert!(built_in.contains(key), "{key} in {built_in}");
     }
@@ -196,7 +201,11 @@ exempt_recipient_domains = ["*.example.org"]
     {
         assert!(said.contains(&format!("postpone.toml:{place}\n")), "nothing at {place}: {said}");
     }
-    for words in [r#"did you mean "bank.example"?"#, "an IPv4 network as such, 192.0.2.0/24"] {
+    for words in [
+        r#"did you mean "bank.example"?"#,
+        "an IPv4 network written as IPv4, \
+                     192.0.2.0/24",
+    ] {
         assert!(said.contains(words), "{words}: {said}");
     }
     let exempt = "[access]\nexempt_recipients = [\"postmaster\", \"@example.org\"]\n";
@@ -236,7 +245,7 @@ when = {{ network = ["64:ff9b::203.0.113.0/120"] }}
     for words in [
         "postpone.toml:4:32",
         "192.0.2.0/24: no client is known by an address in 64:ff9b::c000:200/120",
-        "deny.list:2: expected an IPv4 network as such, 192.0.2.7/32",
+        "deny.list:2: expected an IPv4 network written as IPv4, 192.0.2.7/32",
         "postpone.toml:8:12",
         "198.51.100.0/24",
         "postpone.toml:10:10",
@@ -280,7 +289,8 @@ fn a_path_that_is_too_long_for_a_socket_is_an_error() {
 #[test]
 fn a_limit_of_ones_own_does_not_remove_the_built_in_ones_in_silence() {
     let folder = Folder::new("check");
-    let own = "[[limit]]\nname = \"messages\"\ncount = \"messages\"\nquota = \"60/1m\"\nmode = \"shadow\"\n";
+    let own = "[[limit]]\nname = \"messages\"\ncount = \"messages\"\nquota = \"60/1m\"\nmode = \
+               \"shadow\"\n";
     let file = folder.write("own.toml", own);
     // The file stands where one expects it to stand, too.
     let output = postpone(&["check", file.to_str().unwrap()]);
@@ -370,7 +380,7 @@ fn a_file_that_the_daemons_user_may_not_read_is_warned_of_and_the_kernel_says_wh
     setxattr(&list, "system.posix_acl_access", &control, XattrFlags::empty()).unwrap();
     assert_eq!(said(""), "");
     mode(folder.path(), 0o700);
-    let closed = format!(": {} is closed to it", folder.path().display());
+    let closed = format!(": it cannot enter {}", folder.path().display());
     let both = [&file, &list].map(|path| format!("{}{closed}\n", warning(path)));
     assert_eq!(said(""), both.concat());
 }

@@ -1,4 +1,5 @@
-//! The control socket of the real daemon, and `postpone ctl`: what it tells is true, what it does is
+//! The control socket of the real daemon, and `postpone ctl`: what it tells is true, what it does
+//! is
 //! done, and nobody who comes there does harm. What a real Postfix's clients see of it is in
 //! `tests/postfix_control.rs`.
 
@@ -222,7 +223,10 @@ fn where_no_daemon_answers_and_where_the_command_is_wrong_it_says_so() {
 fn a_reload_does_what_sighup_does_and_says_what_came_of_it() {
     let daemon = Daemon::start("");
     is_open(&daemon.endpoint);
-    daemon.rewrite("[server]\ngrace = \"5s\"\nhostname = \"throttle.example.org\"\n[access]\ndeny = [\"192.0.2.7\"]\n");
+    daemon.rewrite(
+        "[server]\ngrace = \"5s\"\nhostname = \"throttle.example.org\"\n[access]\ndeny \
+                    = [\"192.0.2.7\"]\n",
+    );
     let said = daemon.told(&["reload"]);
     assert!(said.contains("postpone.toml: reloaded\n"), "{said}");
     assert!(said.contains("only at a restart: server.grace"), "{said}");
@@ -313,7 +317,10 @@ fn one_rule_is_taken_out_by_its_name() {
     assert_eq!(sends(&daemon), "continue");
     assert!(sends(&daemon).starts_with("421 4.7.0 "));
     let said = daemon.told(&["shadow", "velocity", "--for", "1h"]);
-    assert!(said.contains("velocity is a shadow until ") && said.contains("(1 h left)"), "{said}");
+    assert!(
+        said.contains("velocity is in shadow mode until ") && said.contains("(1 h left)"),
+        "{said}"
+    );
     assert_eq!(sends(&daemon), "continue");
     daemon.decision(&[("mode", "shadow"), ("limit", "velocity"), ("would", "close")]);
     assert_eq!(daemon.metric("postpone_shadowed_by_hand", &[("rule", "velocity")]), 1.0);
@@ -337,7 +344,7 @@ fn one_rule_is_taken_out_by_its_name() {
         VALUE,
         "refuses no client anyway: its mode is shadow",
     );
-    ends(&daemon.ctl(&["shadow", "velocity", "--off"]), VALUE, "not taken out");
+    ends(&daemon.ctl(&["shadow", "velocity", "--off"]), VALUE, "is not in shadow mode by");
 }
 
 #[test]
@@ -378,7 +385,7 @@ fn maintenance_of_one_listener_leaves_the_others_open() {
         ends(&wrong, VALUE, "expected");
     }
     let long = daemon.ctl(&["maintenance", "on", "--for", "5h"]);
-    ends(&long, 0, "warning: 4h and more are noticed");
+    ends(&long, 0, "warning: after 4h sending hosts warn their users");
 }
 
 #[test]
@@ -462,7 +469,7 @@ fn what_the_settings_close_a_reload_and_a_word_open() {
     let text = daemon.told(&["status"]);
     assert!(text.contains("all listeners until 2100-01-01T00:00:00Z"), "{text}");
     let said = daemon.ctl(&["maintenance", "on", "--for", "10m"]);
-    ends(&said, 0, "it lasts longer, until 2100-01-01T00:00:00");
+    ends(&said, 0, "maintenance lasts longer, until 2100-01-01T00:00:00");
     daemon.told(&["maintenance", "off"]);
     is_open(&daemon.endpoint);
     daemon.told(&["reload"]);
@@ -558,8 +565,8 @@ fn others_are_turned_away() {
     drop(daemon);
     // and by who they are, where the mode lets them in.
     let daemon = Daemon::start(&control(&socket, "socket_mode = \"0666\"\n"));
-    ends(&as_nobody(&socket), PERMISSION, "may not ask: only root");
-    let line = daemon.line("a line about it", |line| line.contains("turned away"));
+    ends(&as_nobody(&socket), PERMISSION, "may not use the control socket: only root");
+    let line = daemon.line("a line about it", |line| line.contains("access denied"));
     assert!(line.contains("WARN") && line.contains("uid=65534"), "{line}");
     drop(daemon);
     // The socket's group may ask, and its owner.

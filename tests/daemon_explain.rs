@@ -22,7 +22,8 @@ const BOT: &str = "192.0.2.7";
 
 /// Behaviour acts at once, and a limit of which no more is known than the network.
 const ACTS: &str = "[[limit]]\nname = \"velocity\"\ncount = \"messages\"\nquota = \"500/1h\"\n\
-     [[limit]]\nname = \"of-one-sender\"\ncount = \"messages\"\nper = [\"network\", \"sender\"]\nquota = \"500/1h\"\n\
+     [[limit]]\nname = \"of-one-sender\"\ncount = \"messages\"\nper = [\"network\", \
+                         \"sender\"]\nquota = \"500/1h\"\n\
      [behaviour]\nlearn_for = \"0s\"\n";
 
 fn kept_in(state: &Path) -> String {
@@ -139,7 +140,7 @@ fn a_decision_is_explained_by_the_id_in_its_reply() {
     for more in [["--sender", "a@example.net"], ["--name", "mx.example.net"]] {
         let (code, said) = asked(&daemon, &[&[id_of(&reply)], &more[..]].concat());
         assert_eq!(code, Some(65), "{said}");
-        assert!(said.contains("a decision has its own"), "{said}");
+        assert!(said.contains("a decision has its own name and sender"), "{said}");
     }
     // With the sender that it had, what counts by senders can be told.
     let limits = told["client"]["limits"].as_array().unwrap();
@@ -152,7 +153,7 @@ fn a_decision_is_explained_by_the_id_in_its_reply() {
     for unknown in ["0123456789a", "nonsense"] {
         let (code, said) = asked(&daemon, &[unknown]);
         assert_eq!(code, Some(VALUE), "{said}");
-        assert!(said.contains("nor among the last 4096 decisions"), "{said}");
+        assert!(said.contains("nor the id of one of the last 4096 decisions"), "{said}");
     }
     assert_eq!(asked(&daemon, &[]).0, Some(USAGE));
 }
@@ -167,7 +168,7 @@ fn the_answer_comes_first_and_what_says_nothing_is_left_out() {
     let daemon = Daemon::start(ACTS);
     let (_, text) = asked(&daemon, &[BOT]);
     assert!(text.starts_with("answer        192.0.2.7 may send now\n"), "{text}");
-    assert!(text.contains("client        192.0.2.7, its name is not known here: --name says it\n"));
+    assert!(text.contains("client        192.0.2.7, its name is not known: give it with --name\n"));
     assert!(
         text.contains("limits        nothing counted, or more must be known (--sender): velocity"),
         "{text}"
@@ -212,7 +213,10 @@ fn a_limit_is_the_answer_when_it_makes_the_client_wait() {
         assert!(text.contains("from 192.0.2.7") && text.contains("of-one-sender"), "{text}");
     }
     let (code, text) = asked(&daemon, &["--sender", "bert@example.net"]);
-    assert!(code == Some(0) && text.contains("is not among the decisions"), "{text}");
+    assert!(
+        code == Some(0) && text.contains("no remembered decision is about bert@example.net"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -230,8 +234,11 @@ fn what_is_forgotten_is_unknown_again() {
     harvest(&daemon).expect("it is put off in the end");
     assert!(!passes(&daemon));
     let said = daemon.told(&["forget", BOT]);
-    assert!(said.contains("192.0.2.7: forgotten: behaviour: how it has sent\n"), "{said}");
-    assert!(said.contains("left: limit of-one-sender: it counts by sender too"), "{said}");
+    assert!(said.contains("192.0.2.7: forgotten: behaviour: its score and history\n"), "{said}");
+    assert!(
+        said.contains("not forgotten: limit of-one-sender: it also counts by sender"),
+        "{said}"
+    );
     daemon.line("that it is forgotten", |line| line.contains("forgotten by hand"));
     let told = explained(&daemon, BOT);
     assert_eq!(told["client"]["standing"], "unknown");

@@ -1,4 +1,5 @@
-//! The folder of state in the hands of others: links and pipes in it, rights that are too wide, and a
+//! The folder of state in the hands of others: links and pipes in it, rights that are too wide, and
+//! a
 //! folder that goes away while it is used. With the real daemon and a real disk.
 
 #![allow(clippy::unwrap_used)] // what goes wrong in here has to fail the test
@@ -68,7 +69,12 @@ fn files_are_the_owners_alone_whatever_the_umask_and_a_folder_that_others_may_wr
     fs::set_permissions(&state, fs::Permissions::from_mode(0o777)).unwrap();
     let no_umask = ["sh", "-c", "umask 0; exec \"$@\"", "sh"];
     let mut daemon = Daemon::run_by(&no_umask, &[], &policy(&state));
-    let line = daemon.line("the warning", |line| line.contains("others could write in the folder"));
+    let line = daemon.line("the warning", |line| {
+        line.contains(
+            "the state folder was writable by \
+                            other users",
+        )
+    });
     assert!(line.contains("WARN"), "{line}");
     daemon.told(&["maintenance", "on"]);
     daemon.signal(Signal::TERM);
@@ -117,7 +123,8 @@ fn a_folder_that_is_replaced_as_a_whole_is_noticed_and_it_is_said_what_to_do() {
     daemon.line("it to be noticed", |line| line.contains("its folder was removed or replaced"));
     let counted = || daemon.metric("postpone_failures_total", &[("kind", "state")]) > 0.0;
     wait_until("it to be counted", || counted().then_some(()));
-    // Landlock lets the daemon write in the folder that it had, and in no other; without it, the new
+    // Landlock lets the daemon write in the folder that it had, and in no other; without it, the
+    // new
     // folder is written.
     wait_until("an end", || {
         let written = state.join("db").exists();
@@ -137,7 +144,8 @@ fn root_serves_on_the_state_of_another_user_with_no_more_rights_than_that_user()
     std::os::unix::fs::chown(&state, Some(NOBODY), Some(NOBODY)).unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let mut daemon = Daemon::start(&policy(&state));
-    let line = daemon.line("whose", |line| line.contains("state belongs to another user"));
+    let line =
+        daemon.line("whose", |line| line.contains("root serves with the rights of another user"));
     assert_eq!(field(&line, "owner"), Some("nobody"), "{line}");
     daemon.told(&["maintenance", "on"]);
     daemon.signal(Signal::TERM);

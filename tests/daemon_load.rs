@@ -232,7 +232,8 @@ fn a_sensor_that_cannot_be_read_is_off_and_told_once() {
     said(&daemon, "pressure.cpu", OFF, 3);
 }
 
-/// Even a file that hangs the thread which reads all of them does not hold a level for ever, nor the
+/// Even a file that hangs the thread which reads all of them does not hold a level for ever, nor
+/// the
 /// daemon's end.
 #[test]
 fn when_nothing_reads_the_sensors_all_of_them_are_off() {
@@ -246,7 +247,12 @@ fn when_nothing_reads_the_sensors_all_of_them_are_off() {
     fs::rename(&pipe, proc.path().join("pressure/cpu")).unwrap();
     is_on(&daemon, "pressure.cpu", false);
     level(&daemon, 0.0);
-    daemon.line("what is wrong", |line| line.contains("nothing reads the sensors"));
+    daemon.line("what is wrong", |line| {
+        line.contains(
+            "the thread that reads the sensors hangs or \
+                 has ended",
+        )
+    });
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.exit_code(), Some(0));
 }
@@ -376,7 +382,8 @@ fn what_postfix_knows_is_asked_once_and_again_at_a_reload() {
             "#!/bin/bash\n: <>/dev/tcp/127.0.0.1/{port}\ncase \"$*\" in\n\
              '-h queue_directory') echo {queue};;\n\
              '-h default_process_limit') echo 100;;\n\
-             '-M') echo 'smtp inet n - y - 1 postscreen'; echo 'smtpd pass - - y - {most} smtpd';;\n\
+             '-M') echo 'smtp inet n - y - 1 postscreen'; echo 'smtpd pass - - y - {most} \
+             smtpd';;\n\
              *) exit 1;;\nesac\n",
             port = calls.local_addr().unwrap().port(),
             queue = queue.path().display(),

@@ -1,5 +1,7 @@
-//! What a postmaster does with the packages that `make packages` has left in `packaging/out`: installs,
-//! upgrades, removes; and what Debian's and Red Hat's own tools say of them. In a Debian that boots its
+//! What a postmaster does with the packages that `make packages` has left in `packaging/out`:
+//! installs,
+//! upgrades, removes; and what Debian's and Red Hat's own tools say of them. In a Debian that boots
+//! its
 //! own systemd, with Debian's Postfix; `make test-packages` runs it.
 
 // What goes wrong has to fail the test at once.
@@ -252,7 +254,10 @@ fn erased_the_rpm_leaves_settings_and_state() {
     let container = host(Package::Rpm, "new");
     container.does(Package::Rpm.remove());
     container.refuses("systemctl is-active postpone");
-    container.does(&format!("test -e {FILE}.rpmsave && test -e /var/lib/postpone/identity && ! test -e /usr/bin/postpone"));
+    container.does(&format!(
+        "test -e {FILE}.rpmsave && test -e /var/lib/postpone/identity && ! \
+                             test -e /usr/bin/postpone"
+    ));
     passes(&container, STRANGER);
 }
 
@@ -376,7 +381,7 @@ fn a_postfix_in_its_chroot_asks_by_a_unix_socket_with_the_drop_in() {
     let said = container.does("postpone setup postfix --apply");
     assert!(said.contains("unix:postpone/milter.sock"), "{said}");
     // This host's Postfix is not called as the settings say, and looks up no names.
-    let others = ["replies name this host", "smtpd_peername_lookup = no"];
+    let others = ["[server] hostname is", "smtpd_peername_lookup = no"];
     let warnings = said.lines().filter(|line| line.starts_with("warning: "));
     let warnings: Vec<_> =
         warnings.filter(|line| !others.iter().any(|it| line.contains(it))).collect();
@@ -577,7 +582,8 @@ fn the_rpm_runs_in_an_empty_root_with_nothing_but_the_libraries_it_asks_for() {
     root.write(
         "etc/postpone/postpone.toml",
         &format!(
-            "[[listen]]\nmilter = \"inet:127.0.0.1:{milter}\"\n[control]\nhttp = \"127.0.0.1:{http}\"\n"
+            "[[listen]]\nmilter = \"inet:127.0.0.1:{milter}\"\n[control]\nhttp = \
+             \"127.0.0.1:{http}\"\n"
         ),
     );
     let mut daemon =
@@ -598,7 +604,10 @@ fn sh(command: &str) -> String {
     static UNPACKED: LazyLock<()> = LazyLock::new(|| {
         let done = Command::new("bash")
             .args(["-euo", "pipefail", "-c"])
-            .arg("dpkg-deb --extract new.deb deb; mkdir rpm; cd rpm; rpm2cpio ../new.rpm | cpio -id --quiet")
+            .arg(
+                "dpkg-deb --extract new.deb deb; mkdir rpm; cd rpm; rpm2cpio ../new.rpm | cpio \
+                  -id --quiet",
+            )
             .current_dir(made())
             .status();
         assert!(done.unwrap().success());

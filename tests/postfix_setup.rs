@@ -18,13 +18,12 @@ use support::{Folder, free_port};
 /// Where a user's shell finds programs.
 const PATH: &str = "/usr/bin:/bin";
 
-/// What is said of each of these Postfixes, which have no DNS and a name that is not that of the settings.
-const WARNINGS: &str = "warning: replies name this host throttle.example.org ([server] hostname), \
-                        and Postfix calls it mx.example.org: senders see both; leave hostname out, \
-                        and replies say what Postfix says\n\
-                        warning: smtpd_peername_lookup = no: Postfix knows no client by its name. \
-                        Mail systems are told apart by their networks, and names on lists match \
-                        nobody\n";
+/// What is said of each of these Postfixes, which have no DNS and a name that is not that of the
+/// settings.
+const WARNINGS: &str = "warning: [server] hostname is throttle.example.org, but Postfix's \
+                        myhostname is mx.example.org: senders see both. Without hostname, replies \
+                        use Postfix's name\n\
+                        warning: smtpd_peername_lookup = no: Postfix looks up no client names. A pool is then a network, and names in lists match no client\n";
 
 /// What `postpone setup postfix` is told in each of these stories.
 fn setup(config: &Path, postfix: &Postfix, how: &[&str]) -> Output {
@@ -428,7 +427,10 @@ fn mail_that_a_content_filter_gives_back_is_not_judged_again() {
         .start();
     let before = [&["-n"], &["-M"]].map(|what| postconf(&postfix, what));
     let (out, err) = done(&setup(&daemon.config, &postfix, &["--apply"]));
-    assert!(out.contains(&format!("127.0.0.1:{back}/inet is where a content filter")), "{out}");
+    assert!(
+        out.contains(&format!("127.0.0.1:{back}/inet takes mail back from a content filter")),
+        "{out}"
+    );
     assert_eq!(err, WARNINGS);
     let (out, _) = done(&setup(&daemon.config, &postfix, &["--apply"]));
     assert!(out.contains("nothing to do"), "{out}");

@@ -100,7 +100,7 @@ fn what_was_exported_is_the_same_in_another_folder() {
     let folder = Folder::new("state");
     let [one, other] = ["one", "other"].map(|name| folder.path().join(name));
     let told = done(&at(&one, &["import", "-"], &all()));
-    assert!(told.starts_with("8 entries read, 8 imported, 0 known already\n"), "{told}");
+    assert!(told.starts_with("8 entries read, 8 imported, 0 already known\n"), "{told}");
     assert_eq!(exported(&one), all());
 
     let file = folder.path().join("export");
@@ -129,15 +129,15 @@ fn to_import_twice_is_as_good_as_once_and_of_two_the_stronger_holds() {
     let path = &folder.path().join("state");
     done(&at(path, &["import", "-"], &all()));
     let told = done(&at(path, &["import", "-"], &all()));
-    assert!(told.contains("8 entries read, 0 imported, 8 known already"), "{told}");
+    assert!(told.contains("8 entries read, 0 imported, 8 already known"), "{told}");
     assert_eq!(exported(path), all());
 
     let passed = |year: u32| ENTRIES[4].replace("2100", &year.to_string());
     let weaker = format!("{HEADER}\n{}\n", passed(2099));
-    assert!(done(&at(path, &["import", "-"], &weaker)).contains("0 imported, 1 known already"));
+    assert!(done(&at(path, &["import", "-"], &weaker)).contains("0 imported, 1 already known"));
     assert_eq!(exported(path), all());
     let both = format!("{HEADER}\n{}\n{}\n", passed(2102), passed(2101));
-    assert!(done(&at(path, &["import", "-"], &both)).contains("1 imported, 1 known already"));
+    assert!(done(&at(path, &["import", "-"], &both)).contains("1 imported, 1 already known"));
     assert_eq!(exported(path), all().replace(ENTRIES[4], &passed(2102)));
 
     let proven = ENTRIES[3].replace("\"passes\":7", "\"passes\":3").replace("2100", "2103");
@@ -152,7 +152,7 @@ fn what_has_faded_is_neither_imported_nor_exported() {
     let path = &folder.path().join("state");
     let old = ENTRIES[4].replace("2100", "2000");
     let told = done(&at(path, &["import", "-"], &format!("{}{old}\n", all())));
-    assert!(told.contains("9 entries read, 8 imported, 0 known already, 1 left out (expired)"));
+    assert!(told.contains("9 entries read, 8 imported, 0 already known, 1 left out (expired)"));
     put(path, "passed", 0xff, &1_000_000_000_000_000_000_u64.to_le_bytes());
     assert_eq!(exported(path), all());
     let report = done(&at(path, &["check"], ""));
@@ -183,7 +183,7 @@ fn a_line_that_cannot_be_read_is_told_with_its_number_and_what_came_before_it_is
     let folder = Folder::new("state");
     let good = ENTRIES[4];
     let path = &folder.path().join("state");
-    let mut told_first = "2 entries read, 2 imported, 0 known already";
+    let mut told_first = "2 entries read, 2 imported, 0 already known";
     for (bad, expected) in [
         ("hello", "expected value"),
         (r#"{"table":"passed"}"#, "missing field `key`"),
@@ -203,7 +203,7 @@ fn a_line_that_cannot_be_read_is_told_with_its_number_and_what_came_before_it_is
         assert!(said.contains(expected), "{bad}: {said}");
         let told = text(&output.stdout);
         assert!(told.starts_with(told_first), "{told}");
-        told_first = "2 entries read, 0 imported, 2 known already";
+        told_first = "2 entries read, 0 imported, 2 already known";
     }
     assert_eq!(exported(path), format!("{HEADER}\n{}\n{}\n", ENTRIES[0], ENTRIES[1]));
 }
@@ -219,7 +219,8 @@ fn what_is_no_export_and_no_dump_makes_no_folder() {
         ("{\"postpone_state\":1,\"secret\":\"12\"}\n", "line 1: expected what an export begins"),
         (
             &HEADER.replace(":1,", ":2,"),
-            "line 1: it was written by a later version of postpone (state 2; this one reads up to 1)",
+            "line 1: it was written by a later version of postpone (state 2; this one reads up to \
+             1)",
         ),
     ] {
         let said = failed(&at(path, &["import", "-"], input), DATA);
@@ -243,7 +244,7 @@ fn an_export_made_with_another_secret_is_taken_only_where_nothing_is_known_yet()
 
     let other = all().replace("000102", "ffffff").replace("2100", "2200");
     let said = failed(&at(path, &["import", "-"], &other), STATE);
-    assert!(said.contains("there are entries in it that were made with another secret"), "{said}");
+    assert!(said.contains("it has entries made with another secret"), "{said}");
     assert_eq!(exported(path), all());
 }
 
@@ -315,7 +316,7 @@ fn what_is_damaged_is_told_with_its_place_and_the_rest_is_exported() {
     let key = "ab".repeat(16);
     let said = failed(&output, DATA);
     assert!(
-        said.contains(&format!("passed: 7 bytes that are no such record under {key}")),
+        said.contains(&format!("passed: 7 bytes that are not such a record under {key}")),
         "{said}"
     );
     let report = text(&output.stdout);
@@ -324,7 +325,7 @@ fn what_is_damaged_is_told_with_its_place_and_the_rest_is_exported() {
     let output = at(path, &["export"], "");
     assert!(
         failed(&output, DATA)
-            .contains(&format!("passed: 7 bytes that are no such record under {key}"))
+            .contains(&format!("passed: 7 bytes that are not such a record under {key}"))
     );
     assert_eq!(text(&output.stdout), all());
 
@@ -375,7 +376,7 @@ fn what_root_makes_in_a_folder_belongs_to_who_owns_the_folder() {
     let folder = Folder::new("state");
     let path = &folder.path().join("state");
     let told = done(&at(path, &["import", "-"], &all()));
-    assert!(told.contains("was made, and is root's"), "{told}");
+    assert!(told.contains("was created and belongs to root"), "{told}");
     let given = Command::new("chown").args(["-R", "65534:65534"]).arg(path).status();
     assert!(given.unwrap().success());
     // What that user may put there, and root must not follow.
@@ -468,14 +469,14 @@ fn what_postgrey_knew_is_read_from_a_dump_of_its_databases() {
     let dump = dumped_as_told(&said);
     let told = done(&at(path, &["import", "-"], &dump));
     assert!(told.starts_with(
-        "7 entries read, 4 imported, 0 known already, 1 left out (expired), 1 left out (not passed \
-         yet), 1 left out (without a client"
+        "7 entries read, 4 imported, 0 already known, 1 left out (expired), 1 left out (not passed \
+         yet), 1 left out (without a usable client"
     ), "{told}");
     // Without -p, and the other database behind it.
     let both = run("db5.3_dump", &[db], "") + &run("db5.3_dump", &["-p", clients], "");
     let told = done(&at(path, &["import", "-"], &both));
     assert!(told.starts_with(
-        "10 entries read, 2 imported, 4 known already, 1 left out (expired), 2 left out (not passed"
+        "10 entries read, 2 imported, 4 already known, 1 left out (expired), 2 left out (not passed"
     ), "{told}");
     let lines = exported(path);
     assert_eq!(lines.matches("\"table\":\"imported\"").count(), 6);
@@ -506,7 +507,8 @@ fn a_dump_of_postgrey_that_is_cut_off_or_says_nothing_is_told() {
 
 /// The tables as sqlgrey 1.8.0 makes them.
 const SQLGREY: &str = "
-    CREATE TABLE config (parameter varchar(255) NOT NULL, value varchar(255), PRIMARY KEY (parameter));
+    CREATE TABLE config (parameter varchar(255) NOT NULL, value varchar(255), PRIMARY KEY \
+    (parameter));
     CREATE TABLE from_awl (sender_name varchar(64) NOT NULL, sender_domain varchar(255) NOT NULL,
         src varchar(39) NOT NULL, first_seen timestamp NOT NULL, last_seen timestamp NOT NULL,
         PRIMARY KEY (src, sender_domain, sender_name));
@@ -541,8 +543,8 @@ fn what_sqlgrey_knew_is_read_from_a_dump_of_its_database() {
     assert!(said.starts_with(&format!("{db}: it is an SQLite database: dump it with `")), "{said}");
     let told = done(&at(path, &["import", "-"], &dumped_as_told(&said)));
     assert!(told.starts_with(
-        "6 entries read, 3 imported, 0 known already, 1 left out (expired), 1 left out (not passed \
-         yet), 1 left out (without a client"
+        "6 entries read, 3 imported, 0 already known, 1 left out (expired), 1 left out (not passed \
+         yet), 1 left out (without a usable client"
     ), "{told}");
 
     // The same as the tools of the two servers write it.
@@ -552,27 +554,27 @@ fn what_sqlgrey_knew_is_read_from_a_dump_of_its_database() {
          INSERT INTO `config` VALUES ('version','3');\n\
          INSERT INTO `from_awl` VALUES ('o\\'hara','example.net','192.0.2','{then}','{then}'),\
          ('-undef-','-undef-','198.51.100.7','{then}','{then}');\n\
-         INSERT INTO `domain_awl` VALUES\n('example.com','2001:0db8:0000:0001','{then}','{then}'),\n\
+         INSERT INTO `domain_awl` \
+         VALUES\n('example.com','2001:0db8:0000:0001','{then}','{then}'),\n\
          ('example.com','somewhere','{then}','{then}');\n\
          INSERT INTO `connect` VALUES ('bob','example.net','192.0.2','anna@example.org','{then}');\n"
     );
     let postgres = format!(
         "--\n-- PostgreSQL database dump\n--\n\nSET client_encoding = 'UTF8';\n\
          CREATE TABLE public.from_awl (\n);\n\
-         INSERT INTO public.from_awl (src, sender_name, sender_domain, last_seen, first_seen) VALUES\n\
+         INSERT INTO public.from_awl (src, sender_name, sender_domain, last_seen, first_seen) \
+         VALUES\n\
          \t('192.0.2', 'o''hara', 'example.net', '{then}.25', '{then}.25'),\n\
          \t('198.51.100.7', '-undef-', '-undef-', '{then}', '{then}');\n\
-         INSERT INTO \"public\".\"domain_awl\" VALUES ('example.com', '2001:0db8:0000:0001', '{then}', '{then}');\n\
+         INSERT INTO \"public\".\"domain_awl\" VALUES ('example.com', '2001:0db8:0000:0001', \
+                       '{then}', '{then}');\n\
          INSERT INTO public.domain_awl VALUES ('example.com', 'somewhere', '{then}', '{then}');\n\
          INSERT INTO public.connect VALUES ('bob', 'example.net', '192.0.2', 'anna@example.org', '{then}');\n"
     );
     // That it is later by a quarter of a second is news.
-    for (dump, counts) in [(mysql, "0 imported, 3 known"), (postgres, "1 imported, 2 known")] {
+    for (dump, counts) in [(mysql, "0 imported, 3 already"), (postgres, "1 imported, 2 already")] {
         let told = done(&at(path, &["import", "-"], &dump));
-        assert!(
-            told.starts_with(&format!("5 entries read, {counts} already, 1 left out")),
-            "{told}"
-        );
+        assert!(told.starts_with(&format!("5 entries read, {counts} known, 1 left out")), "{told}");
     }
     assert_eq!(exported(path).matches("\"table\":\"imported\"").count(), 3);
 

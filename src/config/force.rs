@@ -68,8 +68,8 @@ impl Settings {
         }
         let lines = toml::to_string_pretty(&Lines { limit }).unwrap_or_default();
         let lines = lines.lines().map(|line| format!("# {line}").trim_end().to_owned() + "\n");
-        let begin = "\n# Built-in limits that no longer hold, since [[limit]] replaces them. These lines \
-                     keep them:\n#\n";
+        let begin = "\n# Built-in limits that no longer hold, since [[limit]] replaces them. To \
+                     keep them, add these lines:\n#\n";
         std::iter::once(begin.to_owned()).chain(lines).collect()
     }
 }

@@ -128,7 +128,7 @@ pub fn host_name() -> String {
 pub fn without_dot(name: &str) -> Option<String> {
     let message = || {
         format!(
-            "replies name this host {name}, which has no dot: set hostname in [server] to its full \
+            "replies name this host {name}, which has no dot: set [server] hostname to its full \
              name, such as \"mx1.example.org\""
         )
     };
@@ -197,7 +197,11 @@ impl Control {
         let socket = self.socket.as_option().map(|socket| Address::Unix(socket.path().into()));
         let taken = |listen: &listen::Params| listen.address().map(|(a, _)| a) == socket.as_ref();
         match socket.is_some() && listen.iter().any(taken) {
-            true => vec![Complaint::error("socket", "expected a path of its own: MTAs use it")],
+            true => vec![Complaint::error(
+                "socket",
+                "expected a path of its own: a [[listen]] \
+                                           uses this one",
+            )],
             false => Vec::new(),
         }
     }
@@ -436,7 +440,8 @@ impl Settings {
             + &self.lines_that_keep_them()
     }
 
-    /// Whether replies need a name of this host that nobody tells: a policy service is not told what
+    /// Whether replies need a name of this host that nobody tells: a policy service is not told
+    /// what
     /// the MTA calls it, as a milter is.
     pub fn must_ask_for_the_name(&self) -> bool {
         let is_policy = |listen: &listen::Params| {
@@ -503,7 +508,8 @@ impl Settings {
     }
 }
 
-/// The text of a list that settings name. Only a regular file is read: a pipe would keep us waiting.
+/// The text of a list that settings name. Only a regular file is read: a pipe would keep us
+/// waiting.
 fn list_text(path: &Path) -> io::Result<String> {
     let flags = i32::try_from(OFlags::NONBLOCK.bits()).map_err(io::Error::other)?;
     let mut file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;

@@ -85,7 +85,8 @@ impl<'a> Reader<'a> {
         Some(list)
     }
 
-    /// Complains about whatever no part has taken. A key that stands above all sections belongs into
+    /// Complains about whatever no part has taken. A key that stands above all sections belongs
+    /// into
     /// one of those that `sections_of` it tells.
     pub fn nothing_left(
         &mut self,
@@ -99,7 +100,10 @@ impl<'a> Reader<'a> {
             let is_section = matches!(value.get_ref(), DeValue::Table(_) | DeValue::Array(_));
             let message = match did_you_mean(name, known.iter().copied()) {
                 _ if !is_section && !sections.is_empty() => {
-                    format!("`{name}` stands in no section: expected it in {}", sections.join(", "))
+                    format!(
+                        "`{name}` is outside any section: expected it in {}",
+                        sections.join(", ")
+                    )
                 }
                 Some(meant) => format!("unknown section `{name}`: {meant}"),
                 None => {
@@ -272,7 +276,8 @@ fn is_of(key: &Spanned<Cow<'_, str>>, value: &Spanned<DeValue<'_>>, at: &Range<u
     holds(&key.span(), at) || covers(value, at)
 }
 
-/// The keys that lead to a place, `.require[2].clients`; which of them in a list of values, the place
+/// The keys that lead to a place, `.require[2].clients`; which of them in a list of values, the
+/// place
 /// itself tells.
 fn path_to(value: &Spanned<DeValue<'_>>, at: &Range<usize>) -> String {
     match value.get_ref() {
@@ -293,7 +298,8 @@ fn path_to(value: &Spanned<DeValue<'_>>, at: &Range<usize>) -> String {
     }
 }
 
-/// Takes out the innermost key or entry of a list that a place belongs to, and says what it was; not
+/// Takes out the innermost key or entry of a list that a place belongs to, and says what it was;
+/// not
 /// the value itself.
 fn cut(value: &mut Spanned<DeValue<'_>>, at: &Range<usize>) -> Option<Cut> {
     let of = value.span();

@@ -96,7 +96,7 @@ impl Confined {
         match whole {
             true => info!(landlock, capabilities, no_new_privs, "confined"),
             false => {
-                warn!(landlock, capabilities, no_new_privs, "not confined as far as it could be")
+                warn!(landlock, capabilities, no_new_privs, "confined only in part")
             }
         }
     }
@@ -361,7 +361,8 @@ mod tests {
         });
     }
 
-    /// What the kernel refuses is told, and is no reason not to serve: here it bears no more layers.
+    /// What the kernel refuses is told, and is no reason not to serve: here it bears no more
+    /// layers.
     #[test]
     fn what_the_kernel_refuses_is_said() {
         const MOST_LAYERS: usize = 16; // landlock(7)

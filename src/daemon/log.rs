@@ -56,7 +56,7 @@ impl Logging {
         };
         tracing_subscriber::registry().with(filter).with(lines).init();
         std::panic::set_hook(Box::new(|panic| {
-            tracing::error!(panic = panic.to_string(), "a fault of ours");
+            tracing::error!(panic = panic.to_string(), "internal error: a thread panicked");
         }));
         Ok(Self { level, queue })
     }

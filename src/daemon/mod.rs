@@ -306,7 +306,7 @@ enum Event {
 
 /// What became of the workers that have ended.
 fn ended_well(all: Vec<Running>, told: Told) -> Result<(), Trouble> {
-    let failed = |error| Err(Trouble::System("a worker failed", error));
+    let failed = |error| Err(Trouble::System("a worker thread failed", error));
     let mut all_ended = true;
     for worker in all.into_iter().flat_map(|it| it.workers) {
         if !worker.is_finished() {

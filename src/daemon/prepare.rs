@@ -96,14 +96,23 @@ fn bind(
 ) -> Result<Vec<Socket>, Trouble> {
     let (mut passed, strange) = Passed::receive();
     for what in strange {
-        notes.take(move || warn!("the service manager has passed what cannot be served: {what}"));
+        notes.take(move || {
+            warn!(
+                "the service manager passed a socket that cannot be served: \
+                                  {what}"
+            )
+        });
     }
     let take = |listen: &listen::Params| listen.address().and_then(|(at, _)| passed.take(at));
     let given: Vec<_> = settings.listen.iter().map(take).collect();
     // Told before anything is bound: it may well be why that fails.
     for address in passed.left() {
         notes.take(move || {
-            warn!(address, "the service manager has passed a socket that no [[listen]] names");
+            warn!(
+                address,
+                "the service manager passed a socket that no [[listen]] names: it is \
+                            closed"
+            );
         });
     }
     drop(passed);

@@ -1,4 +1,5 @@
-//! Reads the sensors of the load, on a thread of its own beside the mail path, and tells the engine.
+//! Reads the sensors of the load, on a thread of its own beside the mail path, and tells the
+//! engine.
 //!
 //! What answers at once, such as the kernel's own files, is read in passing. What may not (a disk
 //! that hangs, a queue of a million files, a server that is asked) has a task of its own, whose
@@ -126,7 +127,7 @@ impl Sampler {
         if !ended && self.pulse.silent() < task.period * SILENT_PERIODS {
             return;
         }
-        let why: Arc<str> = "nothing reads the sensors".into();
+        let why: Arc<str> = "the thread that reads the sensors hangs or has ended".into();
         self.engine.failed(Failure::Panic, &why);
         let off = |sensor: &Sensor| sample(sensor, sensor.scarce, Err(why.clone()));
         self.engine.observe(task.sensors.iter().map(off).collect());

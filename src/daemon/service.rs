@@ -155,7 +155,10 @@ impl Service {
                     self.send(&[NotifyState::Watchdog]);
                 }
                 (false, false) => {
-                    error!("a worker hangs: the watchdog hears nothing until it answers");
+                    error!(
+                        "a worker hangs: no keep-alive is sent to the watchdog until it \
+                            answers"
+                    );
                     hung = true;
                 }
                 (false, true) => {}
@@ -195,7 +198,7 @@ impl Service {
         let Some(socket) = &self.socket else { return };
         let words: String = states.iter().map(|state| format!("{state}\n")).collect();
         if let Err(error) = socket.send(&words) {
-            debug!(%error, "the service manager does not listen");
+            debug!(%error, "the service manager cannot be notified");
         }
     }
 }

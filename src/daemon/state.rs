@@ -234,10 +234,10 @@ impl Identity {
     fn tell(&self, path: &Path) {
         let path = path.display();
         if let Some(owner) = &self.owner {
-            warn!(%path, %owner, "state belongs to another user, and is kept with that user's rights");
+            warn!(%path, %owner, "root serves with the rights of another user, who owns the state");
         }
         if self.was_open_to_others {
-            warn!(%path, "others could write in the folder of state: it is closed to them now");
+            warn!(%path, "the state folder was writable by other users: it is now closed to them");
         }
         for aside in &self.set_aside {
             error!(aside, "state is damaged and was set aside");

@@ -138,8 +138,8 @@ impl Refusals {
     /// Says so, without waiting for anything, and logs it once in a while.
     fn refuse(&mut self, stream: &UnixStream, peer: &UCred, now: Time) {
         let message = format!(
-            "user {} may not ask: only root, the daemon's user, the owner of this socket and its \
-             group may",
+            "user {} may not use the control socket: only root, the daemon's user, its owner and \
+             its group may",
             peer.uid()
         );
         // It has never been written to, so there is room; or its peer is gone.
@@ -149,7 +149,7 @@ impl Refusals {
         let quiet = |told: Time| now.is_within(REFUSAL_LINE_EVERY, told);
         if !self.last_told.is_some_and(quiet) {
             let (uid, gid, pid) = (peer.uid(), peer.gid(), peer.pid());
-            warn!(uid, gid, pid, times = self.untold, "control: turned away");
+            warn!(uid, gid, pid, times = self.untold, "control: access denied");
             *self = Self { last_told: Some(now), untold: 0 };
         }
     }

@@ -75,9 +75,9 @@ fn respond(engine: &Engine, method: &Method, path: &str) -> Response<Full<Bytes>
         }
         (&Method::GET | &Method::HEAD, "/health") => (StatusCode::OK, plain, "serving\n".into()),
         (&Method::GET | &Method::HEAD, _) => {
-            (StatusCode::NOT_FOUND, plain, "here are /metrics and /health\n".into())
+            (StatusCode::NOT_FOUND, plain, "not found: see /metrics or /health\n".into())
         }
-        _ => (StatusCode::METHOD_NOT_ALLOWED, plain, "only GET and HEAD\n".into()),
+        _ => (StatusCode::METHOD_NOT_ALLOWED, plain, "only GET and HEAD are allowed\n".into()),
     };
     let mut response = Response::new(Full::from(body));
     *response.status_mut() = status;

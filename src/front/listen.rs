@@ -103,7 +103,11 @@ impl Params {
         };
         let plain = Self::default();
         if protocol == Protocol::Policy && self.speak != plain.speak {
-            error("speak", "a policy service always speaks when it is asked");
+            error(
+                "speak",
+                "`speak` is for milters: a policy service always answers when it is \
+                   asked",
+            );
         }
         if let Address::Inet(_) = address {
             for (key, is_set) in [

@@ -128,7 +128,7 @@ fn shown(socket: &Bound) -> String {
         Bound::Unix(listener) => match listener.local_addr() {
             Ok(bound) => match bound.as_pathname() {
                 Some(path) => Address::Unix(path.into()).to_string(),
-                None => "a unix socket without a file".into(),
+                None => "a unix socket without a path".into(),
             },
             Err(error) => error.to_string(),
         },

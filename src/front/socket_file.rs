@@ -89,8 +89,8 @@ impl Ownership {
             (Errno::PERM, Some(group)) => io::Error::new(
                 ErrorKind::PermissionDenied,
                 format!(
-                    "it may not be given to group {group:?}, as this user is not in it: a unit says \
-                     SupplementaryGroups={group}"
+                    "cannot give it to group {group:?}: this user is not a member. Set \
+                     SupplementaryGroups={group} in the unit"
                 ),
             ),
             _ => error.into(),
@@ -106,7 +106,7 @@ pub(super) fn remove_stale(path: &Path) -> io::Result<()> {
         Err(error) => return Err(error),
     };
     if !kind.is_socket() {
-        return Err(io::Error::new(ErrorKind::AlreadyExists, "exists and is no socket"));
+        return Err(io::Error::new(ErrorKind::AlreadyExists, "it exists and is not a socket"));
     }
     // Without waiting: whoever holds it may be stuck, with a full backlog.
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;

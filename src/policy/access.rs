@@ -114,7 +114,7 @@ pub fn is_known_by_another(network: &IpNet, translators: &[Translation]) -> Opti
     let IpNet::V6(network) = network else { return None };
     let ipv4 = translation::known_by(*network, translators)?;
     let none = format!("no client is known by an address in {network}");
-    Some(Expected::new(format!("an IPv4 network as such, {ipv4}: {none}")))
+    Some(Expected::new(format!("an IPv4 network written as IPv4, {ipv4}: {none}")))
 }
 
 impl Display for Entry {
@@ -227,7 +227,8 @@ impl Access {
         if complaints.is_empty() { Ok(access) } else { Err(complaints) }
     }
 
-    /// A warning where the host itself could be refused because it was forgotten: an empty list says
+    /// A warning where the host itself could be refused because it was forgotten: an empty list
+    /// says
     /// that nobody is meant.
     pub fn misses_loopback(&self) -> Option<Complaint> {
         if !self.allows {
@@ -240,7 +241,7 @@ impl Access {
         let missing: Vec<_> = host.into_iter().filter(|address| !listed(*address)).collect();
         let shown: Vec<_> = missing.iter().map(IpAddr::to_string).collect();
         (!missing.is_empty()).then(|| {
-            let what = "mail that a content filter on this host gives back could be refused";
+            let what = "mail that a content filter on this host returns could be refused";
             Complaint::warning("allow", format!("{} is not in it: {what}", shown.join(" or ")))
         })
     }

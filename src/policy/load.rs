@@ -456,7 +456,7 @@ impl Host {
         let mut watch = self.watch();
         for seen in &mut watch.seen {
             if !sensors.contains(&seen.sample.sensor) {
-                seen.sample.reading = Err("it is not in the settings any longer".into());
+                seen.sample.reading = Err("it is no longer in the settings".into());
                 seen.level = Level::Normal;
             }
         }

@@ -276,7 +276,8 @@ impl Policy {
         self.most_refusals
     }
 
-    /// A client as it is known here: by its IPv4 address, where it stands in an IPv6 one, and by its
+    /// A client as it is known here: by its IPv4 address, where it stands in an IPv6 one, and by
+    /// its
     /// last name while the present one is unsure.
     pub fn recognised(&self, client: Client, at: Moment) -> Client {
         self.names.recall(client.translated_by(&self.nat64), at)
@@ -374,7 +375,7 @@ impl Policy {
     pub fn forget(&self, cx: &Context<'_>) -> Forgotten {
         let mut said = Forgotten::default();
         match self.behaviour.as_ref().map(|behaviour| behaviour.forget(cx)) {
-            Some(true) => said.forgotten.push("behaviour: how it has sent".to_owned()),
+            Some(true) => said.forgotten.push("behaviour: its score and history".to_owned()),
             Some(false) => said.left.push("behaviour: nothing was known".to_owned()),
             None => said.left.push("behaviour: it is off".to_owned()),
         }
@@ -401,8 +402,10 @@ impl Policy {
     }
 
     /// A decision about a whole session of this listener that was made at `since`, as it is now:
-    /// maintenance may have been ended before its time, or made longer, and a rule taken out by hand.
-    /// A session that is let in after all is not charged as a new one; that concerns the few that came just before.
+    /// maintenance may have been ended before its time, or made longer, and a rule taken out by
+    /// hand.
+    /// A session that is let in after all is not charged as a new one; that concerns the few that
+    /// came just before.
     pub fn reconsidered(
         &self,
         decision: Decision,
@@ -423,7 +426,8 @@ impl Policy {
         self.load.allowance(cx)
     }
 
-    /// Whether anything may be refused at DATA where every recipient was judged before. A front that
+    /// Whether anything may be refused at DATA where every recipient was judged before. A front
+    /// that
     /// is told no may leave DATA out.
     pub fn speaks_at_data(&self) -> bool {
         self.signals.iter().any(|signal| signal.speaks_at_data())
@@ -470,7 +474,8 @@ impl Policy {
         Decision::new(round.exemption, round.refusals)
     }
 
-    /// A decision about a whole session as it is said again, at another command: nothing is accepted
+    /// A decision about a whole session as it is said again, at another command: nothing is
+    /// accepted
     /// there, so that it is closed before the MTA does it without a reason.
     pub fn said_again(&self, decision: Decision, patience: Patience) -> Decision {
         if patience.is_spent(self.most_refusals) { decision.closing() } else { decision }

@@ -7,7 +7,8 @@ use std::str::FromStr;
 use super::reply::{Code, Enhanced, Reply, printable};
 use crate::setting::{Expected, as_text};
 
-/// A reply text with placeholders: `"421 4.7.0 {hostname} Too many messages; retry in {wait} seconds"`.
+/// A reply text with placeholders: `"421 4.7.0 {hostname} Too many messages; retry in {wait}
+/// seconds"`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
     code: Code,
@@ -145,7 +146,7 @@ impl Template {
                 && ["second", "minute", "hour", "day"].iter().any(|unit| pair[1].starts_with(unit))
         });
         number_with_unit.then(|| {
-            "senders take the first number with a unit for the wait: let {wait} be the only one"
+            "senders read the first number with a unit as the wait: {wait} must be the only one"
                 .into()
         })
     }

@@ -1,8 +1,10 @@
 //! The folder that state lives in.
 //!
 //! ```text
-//! identity     "postpone state 1", the secret that keys are made with: 32 hexadecimal digits, since
-//!              when this is the same database: "begun", and a time in RFC 3339, and the checksum of
+//! identity     "postpone state 1", the secret that keys are made with: 32 hexadecimal digits,
+//! since
+//!              when this is the same database: "begun", and a time in RFC 3339, and the checksum
+//! of
 //!              these lines: "check", and 16 hexadecimal digits (xxh3)
 //! lock         held by the one process that uses the folder; its number is in it
 //! db/          the tables, as src/store/disk.rs keeps them
@@ -10,7 +12,8 @@
 //! ```
 //!
 //! A file without the line "begun", as earlier versions have written it, has begun when it was last
-//! written: it is written once, with the secret. One without the line "check" is given it when it is
+//! written: it is written once, with the secret. One without the line "check" is given it when it
+//! is
 //! next opened.
 //!
 //! The files are open to their owner alone, whatever the umask is, and no link is followed to them:
@@ -72,7 +75,8 @@ impl Display for Refused {
             ),
             Self::Missing => f.write_str("there is no state in it"),
             Self::Damaged => f.write_str(
-                "the file `identity` is damaged or gone, and its tables mean nothing without it",
+                "the file `identity` is damaged or missing, and the tables cannot be used without \
+                 it",
             ),
             Self::Unable(what, error) => write!(f, "cannot {what}: {error}"),
         }

@@ -277,7 +277,7 @@ impl Writer {
             "state is damaged and was set aside; what could be read is kept"
         );
         if self.known == Known::Unread && self.restored == 0 {
-            error!("nothing of the state could be read: behaviour learns anew before it acts");
+            error!("no state could be read: behaviour only watches again for `learn_for`");
             self.books.engine.memory().behaviour.begun(now);
             self.home.begins_anew(now).map_err(Fault::Unable)?;
         }
@@ -314,11 +314,11 @@ impl Writer {
         let engine = &self.books.engine;
         match self.home.move_in(engine.now()) {
             Ok(()) => {
-                let what = "its folder was removed or replaced, and is written anew";
+                let what = "its folder was removed or replaced: everything is written again";
                 engine.failed(Failure::State, &format_args!("state: {what}"));
             }
             Err(error) => {
-                let what = "its folder was removed or replaced, and cannot be written anew";
+                let what = "its folder was removed or replaced, and cannot be written again";
                 engine.failed(Failure::State, &format_args!("state: {what}: {error}"));
             }
         }
@@ -352,7 +352,7 @@ impl Writer {
             if !missed(&**table) {
                 continue;
             }
-            warn!(table = name, "more has changed than could be noted: it is written as a whole");
+            warn!(table = name, "too many changes to track: the whole table is written");
             let rewritten = self.write_table(backend, number).and_then(|()| {
                 // What was not read yet is not known, but not gone.
                 if self.known == Known::Unread {
@@ -593,9 +593,9 @@ impl Writer {
         let compact = move || {
             let before = backend.bytes();
             match backend.compact() {
-                Ok(()) => info!(before, after = backend.bytes(), "state gave back space"),
+                Ok(()) => info!(before, after = backend.bytes(), "state compacted"),
                 Err(fault) => {
-                    let detail = format_args!("state cannot be made smaller: {fault}");
+                    let detail = format_args!("state cannot be compacted: {fault}");
                     engine.failed(Failure::State, &detail);
                 }
             }

@@ -30,7 +30,7 @@ pub fn check(
 ) -> io::Result<Verdict> {
     let settings = match file.map(Settings::load) {
         None => {
-            writeln!(err, "no settings file: the built-in defaults hold")?;
+            writeln!(err, "no settings file: the built-in settings hold")?;
             Settings::default()
         }
         Some(Ok(Checked { settings, report, .. })) => {
@@ -95,14 +95,14 @@ fn unreadable(path: &Path) -> Option<String> {
         Ok(false) => {}
         Err(why) => {
             return Some(format!(
-                "warning: {shown}: not known whether the user {DAEMON} may read it: {why}"
+                "warning: {shown}: cannot tell whether the user {DAEMON} may read it: {why}"
             ));
         }
     }
     let mut folders: Vec<_> = path.ancestors().skip(1).collect();
     folders.reverse();
     let closed = folders.into_iter().find(|folder| matches!(may("-x", folder), Ok(false)));
-    let through = closed.map(|folder| format!(": {} is closed to it", folder.display()));
+    let through = closed.map(|folder| format!(": it cannot enter {}", folder.display()));
     let through = through.unwrap_or_default();
     Some(format!("warning: {shown}: the user {DAEMON} may not read it{through}"))
 }

@@ -95,7 +95,11 @@ impl Display for Failed {
                 write!(f, "no daemon answers at {}: {error}", path.display())
             }
             Self::Strange(path, what) => {
-                write!(f, "the answer at {} is not understood: {what}", path.display())
+                write!(
+                    f,
+                    "the answer at {} is not from this version of postpone: {what}",
+                    path.display()
+                )
             }
             Self::Said(trouble) => write!(f, "{trouble}"),
             Self::Output(error) => write!(f, "{error}"),
@@ -247,7 +251,7 @@ fn tell_lifted(told: &LiftedNow, out: &mut dyn Write, err: &mut dyn Write) -> io
         (None, None) => writeln!(out, "no bypass: the rules are in force again"),
         (Some(rule), Some(when)) => writeln!(
             out,
-            "{rule} is a shadow {when}\n\
+            "{rule} is in shadow mode {when}\n\
              it refuses no client; the log says what it would have refused\n\
              it ends by itself, by `postpone ctl shadow {rule} --off`,\n\
              and when the daemon is restarted"
@@ -272,12 +276,12 @@ fn tell_reload(told: &Reloaded, out: &mut dyn Write, err: &mut dyn Write) -> io:
 fn tell_forgotten(told: &Forgot, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<()> {
     told.warnings.iter().try_for_each(|warning| writeln!(err, "warning: {warning}"))?;
     if told.forgotten.is_empty() {
-        writeln!(out, "{}: nothing to forget is known", told.client)?;
+        writeln!(out, "{}: nothing to forget", told.client)?;
     }
     for forgotten in &told.forgotten {
         writeln!(out, "{}: forgotten: {forgotten}", told.client)?;
     }
-    told.left.iter().try_for_each(|left| writeln!(out, "{}: left: {left}", told.client))
+    told.left.iter().try_for_each(|left| writeln!(out, "{}: not forgotten: {left}", told.client))
 }
 
 fn tell_allowed(told: &AllowedNow, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<()> {

@@ -39,7 +39,7 @@ impl Display for Text<'_> {
             Some(name) => format!(" ({name})"),
             // A decision is explained by what was known of it.
             None if told.decision.is_some() => ", its name is not known".to_owned(),
-            None => ", its name is not known here: --name says it".to_owned(),
+            None => ", its name is not known: give it with --name".to_owned(),
         };
         row(f, "client", &format!("{}{name}", client.client))?;
         row(f, "counts under", &format!("{network}, of the mail system {pool}"))?;
@@ -74,7 +74,7 @@ fn answer(told: &Told) -> String {
         );
     }
     if let Some(entry) = &access.denied {
-        return format!("{client} may not send, because it stands on the denylist ({entry})");
+        return format!("{client} may not send, because it is on the denylist ({entry})");
     }
     if let Some((next, why)) = waits(told_of, *now) {
         let rest = span(next.since(*now));
@@ -84,14 +84,15 @@ fn answer(told: &Told) -> String {
     if let Some(limit) = full {
         let value = limit.value.as_deref().unwrap_or_default();
         return format!(
-            "{client} may begin another session when one ends, because limit {} counts {value}, and \
+            "{client} may begin another session when one ends, because limit {} counts {value}, \
+             and \
              allows {}",
             limit.name, limit.threshold
         );
     }
     let load = match told.admitted {
         share if share < 1.0 => format!(
-            ", if load lets it in: of new sessions of such clients, {:.0}% are",
+            ", if load permits: {:.0}% of new sessions of such clients are accepted",
             share * 100.0
         ),
         _ => String::new(),
@@ -238,7 +239,14 @@ fn limit(f: &mut Formatter<'_>, told: &Limited, now: Time) -> fmt::Result {
     let head = format!("{name} ({count} per {per}{mode}): ");
     if !told.needs.is_empty() {
         let needs = told.needs.join(", ");
-        return row(f, "limit", &format!("{head}{threshold}; {needs} must be known for more"));
+        return row(
+            f,
+            "limit",
+            &format!(
+                "{head}{threshold}; the count depends on {needs} \
+                       (--sender)"
+            ),
+        );
     }
     let value = told.value.as_deref().unwrap_or("0");
     let clears = match (told.next, told.clears) {
@@ -297,8 +305,8 @@ impl Display for Sender<'_> {
         let OfSender { now, sender, decisions } = self.0;
         let Some(last) = decisions.first() else {
             let text = format!(
-                "{sender} is not among the decisions that are remembered: it was not refused \
-                 lately, nor would have been; the log may know more"
+                "no remembered decision is about {sender}: it has not been refused recently, not \
+                 even in shadow mode; the log may have more"
             );
             return row(f, "answer", &text);
         };

@@ -57,7 +57,8 @@ impl Format {
         };
         Err(Wrong::Whole(if head.starts_with(b"SQLite format 3\0") {
             format!(
-                "it is an SQLite database: dump it with `sqlite3 {file} .dump > DUMP`, and import DUMP"
+                "it is an SQLite database: dump it with `sqlite3 {file} .dump > DUMP`, and import \
+                 DUMP"
             )
         } else if berkeley {
             let (folder, name) = match file.rsplit_once('/') {
@@ -115,7 +116,7 @@ impl<'a> Lines<'a> {
         if self.line.last() == Some(&b'\n') {
             self.line.pop();
         } else if read as u64 == LONGEST_LINE {
-            return Err(self.wrong("a line of less than a gigabyte"));
+            return Err(self.wrong("a line shorter than a gigabyte"));
         }
         if self.line.last() == Some(&b'\r') {
             self.line.pop();
@@ -194,7 +195,7 @@ pub fn postgrey<E: From<Wrong>>(
             };
             if key.len() == 40 && key.bytes().all(|byte| byte.is_ascii_hexdigit()) {
                 let expected = "client/sender/recipient or an address: this postgrey ran with \
-                                --privacy and has kept hashes only, which mean nothing to us";
+                                --privacy and stored only hashes, which cannot be imported";
                 return Err(lines.wrong(expected).into());
             }
             each(met_by_postgrey(&key, &said, passing))?;

@@ -1,4 +1,5 @@
-//! `postpone log`: one short line a decision, for eyes. The log itself is for programs and for what an
+//! `postpone log`: one short line a decision, for eyes. The log itself is for programs and for what
+//! an
 //! administrator wants to know exactly; each line ends with the id that `explain` takes.
 
 use std::borrow::Cow;
@@ -300,7 +301,8 @@ mod tests {
         for line in [
             "",
             "2026-11-28T04:12:40Z  INFO listening address=inet:127.0.0.1:7421 protocol=milter",
-            "2026-11-28T04:12:40Z  WARN kind=\"frame\" detail=\"client=192.0.2.7 action=close reason=x\"",
+            "2026-11-28T04:12:40Z  WARN kind=\"frame\" detail=\"client=192.0.2.7 action=close \
+             reason=x\"",
             "postfix/smtpd[1]: client=mx.example.net[192.0.2.7]",
             "{\"client\":1",
         ] {

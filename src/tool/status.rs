@@ -148,13 +148,13 @@ fn words(sensor: &Sensor) -> String {
         Some(("disk", path)) => format!("{amount} free on {path}"),
         Some(("inodes", path)) => format!("{amount} inodes free on {path}"),
         Some(("queue", queue)) => format!("{amount} messages in the queue ({queue})"),
-        Some(("pressure", what)) => format!("{amount} of the time tasks wait for {what}"),
-        Some(("cgroup", of)) => format!("{amount} of the time tasks wait in {of}"),
+        Some(("pressure", what)) => format!("tasks wait for {what} {amount} of the time"),
+        Some(("cgroup", of)) => format!("tasks wait in {of} {amount} of the time"),
         _ => match &**name {
             "cpu_per_core" => format!("load average {amount} a core"),
             "memory_available" => format!("{amount} of memory available"),
-            "sessions" => format!("{amount} of the MTA's processes are taken"),
-            "delay" => format!("a worker is late by {amount}"),
+            "sessions" => format!("{amount} of the MTA's processes are in use"),
+            "delay" => format!("postpone's own delay is {amount}"),
             _ => format!("{name} {amount}"),
         },
     }
@@ -192,7 +192,7 @@ fn decisions(f: &mut Formatter<'_>, told: &Status, detail: Detail) -> fmt::Resul
     writeln!(f, "{:22}{:>10}{:>13}", "passed", passed[0], passed[1])?;
     told.rules.iter().filter(shown).try_for_each(|shown| rule(f, shown))?;
     if told.rules.iter().any(|rule| rule.mode == Mode::Shadow && rule.shadowed.total > 0) {
-        writeln!(f, "A rule in shadow mode refuses no client: these would have been refused.")?;
+        writeln!(f, "A rule in shadow mode refuses no client: it would have refused these.")?;
     }
     writeln!(f)
 }
@@ -371,7 +371,7 @@ passed                     1,204       88,110
 velocity                      30          412  enforce
               mostly 192.0.2.7 (out.example.net): 28 of the 30 remembered
 greylist                       7           60  shadow
-A rule in shadow mode refuses no client: these would have been refused.
+A rule in shadow mode refuses no client: it would have refused these.
 
 failures      none
 state         5.1 MiB on disk

@@ -247,7 +247,7 @@ fn what_cannot_even_be_opened_is_set_aside_and_mail_flows() {
     let host = Host::started(&shelf, &clock, GREYLIST);
     assert_eq!(shelf.aside(), [before]);
     assert_eq!(shelf.begun(), Some(now), "behaviour learns anew");
-    assert_eq!(logged(&["nothing of the state could be read: behaviour learns anew"]).len(), 1);
+    assert_eq!(logged(&["no state could be read: behaviour only watches"]).len(), 1);
     host.gets_to_know(1, "anna");
     host.flushed(&shelf);
     assert_eq!(of(&shelf.kept(), "passed").len(), 1);

@@ -23,7 +23,10 @@ pub(super) async fn queue_folder() -> Result<PathBuf, String> {
     let path = PathBuf::from(answer.trim());
     match path.is_absolute() {
         true => Ok(path),
-        false => Err(format!("postconf names no folder of queues, but {:?}", answer.trim())),
+        false => Err(format!(
+            "postconf gives no absolute path for queue_directory, but {:?}",
+            answer.trim()
+        )),
     }
 }
 
@@ -94,7 +97,7 @@ fn process_limit(services: &str, default: &str) -> Result<u32, String> {
     match most.parse() {
         Ok(0) => Err("Postfix sets no limit on smtpd processes".into()),
         Ok(most) => Ok(most),
-        Err(_) => Err(format!("Postfix names no limit on smtpd processes, but {most:?}")),
+        Err(_) => Err(format!("Postfix's limit on smtpd processes is not a number: {most:?}")),
     }
 }
 
@@ -114,7 +117,7 @@ mod tests {
             ("smtp inet n - y - 1 postscreen\nsmtpd pass - - y - 40 smtpd", Ok(40)),
             ("smtp inet n - y - 1 postscreen", Err("no smtpd in master.cf")),
             ("smtp inet n - y - 0 smtpd", Err("sets no limit")),
-            ("smtp inet n - y - x smtpd", Err("but \"x\"")),
+            ("smtp inet n - y - x smtpd", Err("not a number: \"x\"")),
             ("smtp unix - - y - - smtp", Err("no smtpd in master.cf")),
             ("smtp inet n -", Err("no smtpd in master.cf")),
             ("", Err("no smtpd in master.cf")),

@@ -137,11 +137,11 @@ impl Desk {
                 let network = self.engine.policy().known_by(network(&client)?);
                 if !force && is_wide(network) {
                     return Err(Trouble::value(format!(
-                        "{network} is a large part of the internet: use --force if you mean it"
+                        "{network} is a large part of the internet: --force allows it all the same"
                     )));
                 }
                 let until = self.engine.now() + allowed_for(lasting)?.duration();
-                let full = |_| Trouble::unavailable("too many clients are allowed by hand already");
+                let full = |_| Trouble::unavailable("the table of clients allowed by hand is full");
                 self.engine.allow(network, until).map_err(full)?;
                 let (uid, pid) = (peer.uid(), peer.pid());
                 info!(%network, %until, uid, pid, "allowed by hand");
@@ -188,14 +188,15 @@ impl Desk {
         }
         if name.is_some() || sender.is_some() {
             return Err(Trouble::value(format!(
-                "a name or a sender can be told of a client's address, and {what} is none: a decision \
-                 has its own"
+                "--name and --sender need a client's address, and {what} is not one: a decision \
+                 has its own name and sender"
             )));
         }
         let id = what.trim().trim_start_matches("id=");
         let Some((decision, client)) = self.engine.explain_decision(id) else {
             return Err(Trouble::value(format!(
-                "{id} is neither an address nor among the last {} decisions; the log may know it",
+                "{id} is neither an address nor the id of one of the last {} decisions; search \
+                 the log for it",
                 recent::MOST
             )));
         };
@@ -233,7 +234,7 @@ impl Desk {
 
     fn lift(&self, scope: Scope, span: Span) -> Result<LiftedNow, Trouble> {
         if !self.engine.lift(&scope, span.duration()) {
-            return Err(Trouble::unavailable("too many rules are shadows by hand already"));
+            return Err(Trouble::unavailable("too many rules are in shadow mode by hand already"));
         }
         Ok(self.lifted(scope))
     }
@@ -244,7 +245,7 @@ impl Desk {
         }
         Err(Trouble::value(match scope {
             Scope::Everything => "there is no bypass: the rules are in force".to_owned(),
-            Scope::Rule(rule) => format!("{rule} is not taken out by `ctl shadow`"),
+            Scope::Rule(rule) => format!("{rule} is not in shadow mode by `ctl shadow`"),
         }))
     }
 
@@ -257,7 +258,7 @@ impl Desk {
             Scope::Rule(rule) => Some((*rule).to_owned()),
         };
         let warning = bypass.filter(|_| rule.is_some()).map(|bypass| {
-            format!("a bypass lets everything pass all the same until {}", whole(bypass.until))
+            format!("a bypass still lets everything pass until {}", whole(bypass.until))
         });
         LiftedNow { rule, until, now: self.engine.now(), warnings: warning.into_iter().collect() }
     }
@@ -316,8 +317,8 @@ impl Desk {
         let mut maintained = self.maintained(Vec::new());
         if until.since(now) > LONG_MAINTENANCE.duration() {
             maintained.warnings.push(format!(
-                "{LONG_MAINTENANCE} and more are noticed: sending hosts then warn their users, \
-                 and after four or five days they give mail back"
+                "after {LONG_MAINTENANCE} sending hosts warn their users, and after four or five \
+                 days they bounce mail"
             ));
         }
         let longer = maintained.now.iter().find(|closed| closed.until > until);
@@ -326,8 +327,13 @@ impl Desk {
             None => true,
         });
         if let Some(longer) = longer {
-            let by = if longer.by_settings { "the settings say" } else { "it was said before" };
-            let warning = format!("it lasts longer, until {}: {by} so", longer.end());
+            let by = if longer.by_settings {
+                "the settings say so so"
+            } else {
+                "an earlier command \
+                                              said so"
+            };
+            let warning = format!("maintenance lasts longer, until {}: {by}", longer.end());
             maintained.warnings.push(warning);
         }
         Ok(maintained)
@@ -363,8 +369,7 @@ impl Desk {
         let mut warnings = Vec::new();
         if !self.engine.memory().maintenance.is_whole() {
             warnings.push(
-                "state is still being read: what was said before the restart may come to hold \
-                 again"
+                "state is still being read: maintenance from before the restart may come back"
                     .to_owned(),
             );
         }
@@ -418,7 +423,7 @@ fn network(text: &str) -> Result<IpNet, Trouble> {
     let network = address.or_else(|_| text.parse::<IpNet>()).map(|network| network.trunc());
     network.map_err(|_| {
         let such = r#"an address, or a network such as "192.0.2.0/24""#;
-        Trouble::value(format!("expected {such}; not {text:?}"))
+        Trouble::value(format!("expected {such}, not {text:?}"))
     })
 }
 
@@ -434,8 +439,8 @@ fn lifted_for(lasting: Option<Span>, longest: Span) -> Result<Span, Trouble> {
     let lasting = lasting.unwrap_or(USUALLY_LIFTED);
     if lasting.duration().is_zero() || lasting > longest {
         let message = format!(
-            "expected a time of {longest} at most, not {lasting}: for longer, `mode` in the \
-             settings is the place"
+            "expected a time of {longest} at most, not {lasting}: for longer, set `mode` in the \
+             settings"
         );
         return Err(Trouble::value(message));
     }
@@ -447,7 +452,8 @@ fn allowed_for(lasting: Option<Span>) -> Result<Span, Trouble> {
     let lasting = lasting.unwrap_or(USUALLY_ALLOWED);
     if lasting.duration().is_zero() || lasting > LONGEST_ALLOWED {
         let message = format!(
-            "expected a time of {LONGEST_ALLOWED} at most, not {lasting}: for longer, `[access] allow` is the place"
+            "expected a time of {LONGEST_ALLOWED} at most, not {lasting}: for longer, use \
+             `[access] allow`"
         );
         return Err(Trouble::value(message));
     }
@@ -462,8 +468,11 @@ fn end(lasting: Option<Span>, until: Option<Time>, now: Time) -> Result<Time, Tr
         (lasting, None) => now + lasting.unwrap_or(USUAL_MAINTENANCE).duration(),
     };
     if until <= now {
-        let message =
-            format!("expected a time that lies ahead, not {}: it is {}", whole(until), whole(now));
+        let message = format!(
+            "expected a time in the future, not {}: it is {} now",
+            whole(until),
+            whole(now)
+        );
         return Err(Trouble::value(message));
     }
     if until.since(now) > LONGEST_MAINTENANCE.duration() {

@@ -196,7 +196,7 @@ impl Talk {
         let door = self.house.door(self.macros.client.host.as_deref());
         let Some((address, port)) = address else {
             // Without a session every later command of this client is answered with Continue.
-            engine.failed(Failure::Address, &"a client has no address that can be read");
+            engine.failed(Failure::Address, &"a client without a readable address");
             return self.session = None;
         };
         let mut client = Client::new(address);
@@ -291,7 +291,8 @@ fn socket(payload: &[u8]) -> SocketInfo {
     }
 }
 
-/// The client with its name, if the MTA has confirmed it. Postfix says `unknown` otherwise; Sendmail
+/// The client with its name, if the MTA has confirmed it. Postfix says `unknown` otherwise;
+/// Sendmail
 /// gives the address in brackets, or a name that does not hold, as `{client_resolve}` tells.
 fn with_name(client: Client, name: &[u8], told: &OfClient) -> Client {
     let name = std::str::from_utf8(name).unwrap_or_default();

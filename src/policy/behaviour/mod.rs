@@ -177,7 +177,12 @@ impl Params {
             if quota.unit() != Unit::Events {
                 error(key, "expected a number of messages in a time".into());
             } else if quota.interval() > LONGEST_INTERVAL {
-                error(key, "expected at least one message in 4h: no queue may expire".into());
+                error(
+                    key,
+                    "expected at least one message in 4h: otherwise mail expires in the \
+                            sender's queue"
+                        .into(),
+                );
             }
         }
         let sound = |mut numbers: Box<dyn Iterator<Item = f64> + '_>| {

@@ -49,16 +49,17 @@ impl Greylist {
             true => to.forgotten.push(format!("greylist: {what}")),
             false => to.left.push(format!("greylist: {what}: nothing was known")),
         };
-        said(proven, "how often it has come back");
-        said(crowd, "how many first contacts of its network wait");
+        said(proven, "how many of its triplets have come back");
+        said(crowd, "how many triplets of its network wait");
         // Where an envelope belongs to the key, it cannot be made without one.
         if self.per.iter().any(|d| matches!(d, Dimension::Sender | Dimension::Recipient)) {
-            let text = "greylist: its triplets, which are found by sender and recipient only";
+            let text = "greylist: its triplets, since they can be found only with sender and \
+                        recipient";
             to.left.push(text.to_owned());
         } else {
             let triplet = self.triplet(cx);
             let waits = self.pending.forget(triplet);
-            said(self.passed.forget(triplet) || waits, "its acquaintance");
+            said(self.passed.forget(triplet) || waits, "its triplet");
         }
     }
 }

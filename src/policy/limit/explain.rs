@@ -110,7 +110,7 @@ impl Limits {
             }
             let further = |d: &&Dimension| !is_of_client(**d);
             if let Some(further) = limit.per.iter().find(further) {
-                to.left.push(format!("{name}: it counts by {further} too, which is not known"));
+                to.left.push(format!("{name}: it also counts by {further}, which is not known"));
                 continue;
             }
             let Some(key) = limit.key(cx) else { continue };

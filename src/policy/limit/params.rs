@@ -319,8 +319,8 @@ impl Params {
         }
         let forgeable = self.per.iter().any(|dimension| dimension.forgeable());
         if forgeable && !self.per.iter().any(|dimension| dimension.identifies()) {
-            let message = "anybody can use up this quota in another's name: expected network, \
-                           pool or user as well";
+            let message = "any client could use up this quota in another's name: expected \
+                           network, pool or user as well";
             complaints.push(Complaint::error("per", message));
         }
         let mut sorted = self.per.clone();
@@ -332,7 +332,7 @@ impl Params {
             if let Dimension::Wider(bits) = dimension {
                 let (family, other) = if *bits <= 32 { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
                 let message = format!(
-                    "{dimension} applies to {family} clients; {other} ones count under their own \
+                    "{dimension} is for {family} clients; {other} clients count under their own \
                      network"
                 );
                 complaints.push(Complaint::warning("per", message));
@@ -504,8 +504,8 @@ mod tests {
     fn what_may_surprise_is_a_warning() {
         let reply = "421 4.7.0 Too many; retry in {wait} seconds".parse().ok();
         for (params, words) in [
-            (Params { per: per(&["network/24"]), ..limit(Count::Messages) }, "IPv6 ones count"),
-            (Params { per: per(&["network/48"]), ..limit(Count::Messages) }, "IPv4 ones count"),
+            (Params { per: per(&["network/24"]), ..limit(Count::Messages) }, "IPv6 clients count"),
+            (Params { per: per(&["network/48"]), ..limit(Count::Messages) }, "IPv4 clients count"),
             (Params { reply: reply.clone(), ..limit(Count::Recipients) }, "452 is sent instead"),
             (
                 Params { reply, per: per(&["recipient_domain"]), ..limit(Count::Messages) },

@@ -91,8 +91,8 @@ impl Display for Failed {
             Self::Untold(what) => {
                 write!(
                     f,
-                    "it is done, but `postfix reload` failed, so it holds from the next \
-                     start:\n{what}"
+                    "the change is made, but `postfix reload` failed: it takes effect when \
+                     Postfix is restarted:\n{what}"
                 )
             }
             Self::Unheard(error) => write!(f, "{error}"),
@@ -165,7 +165,8 @@ fn done(
     if folder.is_none() && !instances.is_empty() {
         writeln!(
             err,
-            "warning: there are more instances of Postfix, in {instances}: --postfix names one"
+            "warning: there are more instances of Postfix, in {instances}: select one with \
+             --postfix"
         )?;
     }
     if wanted != Wanted::Undone {
@@ -174,7 +175,7 @@ fn done(
     if plan.is_empty() {
         let nothing = match wanted {
             Wanted::Undone => "nothing to undo: Postfix has no entry that --apply adds",
-            _ if plan.already.is_empty() => "nothing to do except what is left to you",
+            _ if plan.already.is_empty() => "nothing to do but what is named above",
             _ => "nothing to do: Postfix asks postpone already",
         };
         return Ok(writeln!(out, "{nothing}")?);
@@ -209,7 +210,7 @@ impl Said<'_> {
         let version = self.postfix.raw("mail_version");
         writeln!(out, "Postfix {version} in {}", self.tools.folder.display())?;
         for already in &plan.already {
-            writeln!(out, "\nset up already: {already}")?;
+            writeln!(out, "\nalready set up: {already}")?;
         }
         let files = [("main.cf", &plan.parameters), ("master.cf", &plan.services)];
         for (file, changes) in files {
@@ -234,7 +235,7 @@ impl Said<'_> {
                 writeln!(
                     err,
                     "warning: postpone does not answer at {address}: {error}. Until it does, mail \
-                     passes unasked"
+                     passes unchecked"
                 )?;
             }
             let user = self.postfix.expanded("mail_owner");
@@ -243,9 +244,9 @@ impl Said<'_> {
             {
                 writeln!(
                     err,
-                    "warning: Postfix's user {user} may not use {}, and mail would pass unchecked: \
-                     its [[listen]] needs socket_group = \"{user}\", and postpone's user must \
-                     be in that group",
+                    "warning: Postfix's user {user} may not use {}, so mail would pass unchecked: \
+                     set socket_group = \"{user}\" in its [[listen]], and add postpone's user to \
+                                          that group",
                     path.display()
                 )?;
             }
@@ -255,14 +256,14 @@ impl Said<'_> {
 
     /// What a person would run.
     fn commands(&self, plan: &Plan, out: &mut dyn Write) -> io::Result<()> {
-        writeln!(out, "\nby hand, that is:\n")?;
+        writeln!(out, "\nthe same by hand:\n")?;
         for command in self.tools.commands(plan) {
             let words: Vec<_> = command.iter().map(|word| quoted(word)).collect();
             writeln!(out, "    postconf {}", words.join(" "))?;
         }
         let folder = quoted(&self.tools.folder.display().to_string());
         writeln!(out, "    postfix -c {folder} check && postfix -c {folder} reload")?;
-        writeln!(out, "\nnothing has been changed; --apply does it, and --undo takes it out again")
+        writeln!(out, "\nnothing has been changed; --apply makes the change, --undo removes it")
     }
 }
 

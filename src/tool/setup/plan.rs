@@ -141,14 +141,14 @@ impl Plan {
         let called = postfix.expanded("myhostname");
         if let Some(hostname) = doors.hostname.as_ref().filter(|set| **set != called) {
             plan.warnings.push(format!(
-                "replies name this host {hostname} ([server] hostname), and Postfix calls it {called}: \
-                 senders see both; leave hostname out, and replies say what Postfix says"
+                "[server] hostname is {hostname}, but Postfix's myhostname is {called}: senders \
+                 see both. Without hostname, replies use Postfix's name"
             ));
         }
         if postfix.expanded("smtpd_peername_lookup") == "no" {
             plan.warnings.push(
-                "smtpd_peername_lookup = no: Postfix knows no client by its name. Mail systems are \
-                 told apart by their networks, and names on lists match nobody"
+                "smtpd_peername_lookup = no: Postfix looks up no client names. A pool is then a \
+                 network, and names in lists match no client"
                     .into(),
             );
         }
@@ -164,7 +164,7 @@ impl Plan {
                 continue;
             }
             self.remarks.push(format!(
-                "{} is where a content filter gives mail back: it asks postpone nothing",
+                "{} takes mail back from a content filter: it will not ask postpone",
                 service.name
             ));
             let ends = if name == RECIPIENT { "permit_mynetworks,reject" } else { "" };
@@ -182,12 +182,12 @@ impl Plan {
             match host.parse() {
                 Ok(address) if allows(address) => {}
                 Ok(address) => self.warnings.push(format!(
-                    "a content filter on {address} gives mail back that Postfix has taken, and \
+                    "a content filter on {address} returns mail that Postfix has accepted, and \
                      postpone may refuse it: put \"{address}\" into [access] allow"
                 )),
                 Err(_) => self.warnings.push(format!(
-                    "a content filter on {host} gives mail back that Postfix has taken: see that \
-                     its address stands in [access] allow"
+                    "a content filter on {host} returns mail that Postfix has accepted, and \
+                     postpone may refuse it: put its address into [access] allow"
                 )),
             }
         }
@@ -226,15 +226,15 @@ impl Plan {
         let limit = postfix.raw(ERRORS);
         if limit.contains("stress") {
             self.remarks.push(format!(
-                "{ERRORS} = {limit} makes Postfix hang up at the first refusal when it is short of \
-                 processes, and mail to several recipients may then never get through"
+                "{ERRORS} = {limit} makes Postfix hang up at the first refusal while it is short \
+                 of processes, and mail to several recipients may then never get through"
             ));
             let becomes = Some(ERRORS_ALWAYS.to_owned());
             self.parameters.push(Change::of_main(postfix, ERRORS, becomes));
         } else if limit.parse::<u32>().is_ok_and(|limit| limit < 20) {
             self.warnings.push(format!(
                 "{ERRORS} = {limit}: Postfix hangs up before postpone stops refusing. Keep \
-                 [server] most_refusals some below it"
+                 [server] most_refusals a few below it"
             ));
         }
     }
@@ -246,9 +246,8 @@ impl Plan {
         if references.iter().any(|reference| list.contains(reference)) {
             let meant = references.iter().fold(list.to_owned(), |list, r| list.replace(r, others));
             self.warnings.push(format!(
-                "non_smtpd_milters = {list}: mail that is made on this host asks postpone too, \
-                 which lets it pass while its [access] allows 127.0.0.0/8. To leave postpone out, \
-                 say what is meant: non_smtpd_milters = {meant}"
+                "non_smtpd_milters = {list}: mail submitted on this host is checked too, and \
+                 passes only while [access] allow has 127.0.0.0/8. To keep postpone out of it, set non_smtpd_milters = {meant}"
             ));
         }
     }
@@ -275,8 +274,8 @@ impl Plan {
         let recipient = recipient.unwrap_or(postfix.expanded(RECIPIENT));
         if !protects(postfix.expanded(RELAY)) && !protects(recipient) {
             self.warnings.push(format!(
-                "neither {RELAY} nor {RECIPIENT} has reject_unauth_destination: Postfix refuses to \
-                 serve so"
+                "neither {RELAY} nor {RECIPIENT} has reject_unauth_destination: Postfix refuses \
+                 to run without it"
             ));
         }
         self.warn_of_chroot(postfix, address);
@@ -298,8 +297,8 @@ impl Plan {
             Some("permit") => list::put_before_last(list, &entry),
             Some(word) if ENDING.contains(&word) => {
                 self.warnings.push(format!(
-                    "{name} ends with {word}: whom it lets in has left it before. It is left to \
-                     you: put `{entry}` before what permits"
+                    "{name} ends with {word}, so accepted clients never reach its end, and it is \
+                     not changed. Put `{entry}` before the entries that permit"
                 ));
                 return;
             }
@@ -313,8 +312,8 @@ impl Plan {
         let list = postfix.raw(name);
         if postfix.fails(own, kind) {
             self.remarks.push(format!(
-                "{name} asks postpone already, but without default_action={}: Postfix would put \
-                 off mail while postpone is away",
+                "{name} asks postpone already, but without default_action={}: Postfix would defer \
+                 mail while postpone is away",
                 kind.harmless()
             ));
             let becomes = list::replaced(list, &own.range, &kind.mended(own));
@@ -325,8 +324,8 @@ impl Plan {
         let behind = &list[own.range.end..];
         if kind == Kind::Milter && !words(behind).is_empty() {
             self.remarks.push(format!(
-                "in {name} other milters stand behind postpone: a message that one of them refuses \
-                 has been counted by then. Where it stands is left to you"
+                "in {name} other milters come after postpone: a message that one of them refuses \
+                 has been counted by then. The order is not changed: postpone should be last"
             ));
         }
     }
@@ -336,9 +335,8 @@ impl Plan {
         let list = postfix.raw(name);
         if postfix.fails(own, kind) {
             self.warnings.push(format!(
-                "{name} = {list} asks postpone by way of another parameter, without \
-                 default_action={}: Postfix would put off mail while postpone is away. It is left \
-                 to you",
+                "{name} = {list} asks postpone through another parameter, without \
+                 default_action={}: Postfix would defer mail while postpone is away. It is not changed: correct that parameter yourself",
                 kind.harmless()
             ));
         } else {
@@ -350,8 +348,8 @@ impl Plan {
     fn offer_policy(&mut self, postfix: &Installed, address: &Address) {
         let Some(endpoint) = list::endpoint(address, &postfix.queue()) else { return };
         self.remarks.push(format!(
-            "the settings have a policy service as well. The milter sees more and is what is set \
-             up; to ask both, put `{}` at the end of {RECIPIENT} or {END_OF_DATA}",
+            "the settings also have a policy service. Only the milter is set up, because it sees \
+             more; to ask both, put `{}` at the end of {RECIPIENT} or {END_OF_DATA}",
             Kind::Policy.entry(&endpoint)
         ));
     }
@@ -388,13 +386,12 @@ impl Plan {
             } else {
                 let has = match option {
                     Some(option) => format!("its own -o {MILTERS}={option}"),
-                    None => "other milters to ask".to_owned(),
+                    None => "other milters".to_owned(),
                 };
                 let list = option.map_or(others.as_str(), String::as_str);
                 let said = format!(
-                    "{} has {has}, and is left to you. For people who log in there, put \
-                     `{SUBMISSION} = {}` into main.cf, and `-o {MILTERS}=${SUBMISSION}` below the \
-                     service in master.cf",
+                    "{} has {has}, and is not changed. For users who log in there, put \
+                     `{SUBMISSION} = {}` into main.cf, and `-o {MILTERS}=${SUBMISSION}` below the service in master.cf",
                     service.name,
                     list::appended(list, &entry),
                 );
@@ -408,8 +405,8 @@ impl Plan {
         }
         if services.is_empty() {
             self.remarks.push(format!(
-                "master.cf has no submission service that could ask {address}, where postpone \
-                 speaks at MAIL"
+                "master.cf has no submission service that could ask {address}, the listener with \
+                 speak = \"mail\""
             ));
         }
     }
@@ -418,8 +415,8 @@ impl Plan {
         for service in postfix.smtpd().filter(|service| service.is_submission(postfix)) {
             if !service.options.contains_key(MILTERS) && !service.asks_no_milter(postfix) {
                 self.warnings.push(format!(
-                    "{} asks postpone too, which judges users there at EHLO, before they can \
-                     log in. Give it a [[listen]] with speak = \"mail\", and run this again",
+                    "{} asks postpone too, which checks users there at EHLO, before they can log \
+                     in. Add a [[listen]] with speak = \"mail\" for it, and run this again",
                     service.name
                 ));
             }
@@ -443,21 +440,23 @@ impl Plan {
         };
         if asking.is_empty() {
             self.warnings.push(format!(
-                "no service of master.cf takes {name} from main.cf: none asks postpone"
+                "no service in master.cf uses {name} of main.cf: none asks postpone"
             ));
         } else {
-            self.remarks.push(format!("{name} of main.cf holds for {}", asking.join(", ")));
+            self.remarks.push(format!("{name} of main.cf applies to {}", asking.join(", ")));
         }
         let takes_back =
             |name: &&str| postfix.smtpd().any(|s| s.name == *name && s.takes_back(postfix));
         for name_of in own.iter().filter(|name| !submission(name) && !takes_back(name)) {
             self.warnings.push(format!(
-                "{name_of} has an -o {name} of its own in master.cf, and does not see that of \
-                 main.cf"
+                "{name_of} has its own -o {name} in master.cf, which overrides main.cf"
             ));
         }
         for name_of in never {
-            self.remarks.push(format!("{name_of} asks no milter, by its receive_override_options"));
+            self.remarks.push(format!(
+                "{name_of} asks no milter, because of its \
+                                       receive_override_options"
+            ));
         }
     }
 
@@ -470,7 +469,8 @@ impl Plan {
             postfix.smtpd().filter(|s| s.chrooted).map(|s| s.name.as_str()).collect();
         if !chrooted.is_empty() {
             self.warnings.push(format!(
-                "{} is chrooted to {} and will not find {}: mail would pass unchecked. Listen below \
+                "{} is chrooted to {} and will not find {}: mail would pass unchecked. Listen \
+                 below \
                  that folder, or on inet:127.0.0.1:7421",
                 chrooted.join(", "),
                 postfix.queue().display(),
@@ -482,7 +482,7 @@ impl Plan {
     fn entry(&mut self, postfix: &Installed, kind: Kind, address: &Address) -> Option<String> {
         let endpoint = list::endpoint(address, &postfix.queue());
         if endpoint.is_none() {
-            self.warnings.push(format!("Postfix cannot be told of {address}"));
+            self.warnings.push(format!("Postfix has no way to write the address {address}"));
         }
         endpoint.map(|endpoint| kind.entry(&endpoint))
     }

@@ -43,7 +43,8 @@ pub(super) enum Known {
 }
 
 impl Tools {
-    /// Finds the programs; the folder is that of the one Postfix there is, unless it is named, to us or
+    /// Finds the programs; the folder is that of the one Postfix there is, unless it is named, to
+    /// us or
     /// as Postfix's own programs have it named.
     pub(super) fn find(folder: Option<&Path>) -> Result<Self, Failed> {
         let mut tools = Self {
@@ -70,7 +71,8 @@ impl Tools {
         let number = version.split('.').next().and_then(|number| number.parse::<u32>().ok());
         if number.is_some_and(|number| number < OLDEST) {
             return Err(Failed::Missing(format!(
-                "Postfix {version} cannot let mail pass when a milter is away: it takes {OLDEST}.0"
+                "Postfix {version} cannot let mail pass when a milter is away: version {OLDEST}.0 \
+                 or newer is required"
             )));
         }
         let expanded = parameters(&self.asked(&["-x"])?);
@@ -116,7 +118,8 @@ impl Tools {
         // Or what is wrong already would look like our doing.
         self.check().map_err(|said| {
             Failed::Refused(format!(
-                "nothing has been changed: `postfix check` refuses the present configuration:\n{said}"
+                "nothing has been changed: `postfix check` refuses the present \
+                 configuration:\n{said}"
             ))
         })?;
         self.make(plan, &kept).map_err(|failed| {
@@ -162,7 +165,7 @@ impl Tools {
             if change.becomes.is_some() && reads != change.becomes.as_deref() {
                 let reads = reads.unwrap_or("nothing");
                 return Err(Failed::Output(format!(
-                    "{} was written, but reads {reads}",
+                    "{} was written, but now reads {reads}",
                     change.name
                 )));
             }
@@ -189,7 +192,7 @@ impl Tools {
     fn check(&self) -> Result<(), String> {
         match self.postfix("check") {
             Ok((true, _)) => Ok(()),
-            Ok((false, said)) if said.is_empty() => Err("it has said nothing".into()),
+            Ok((false, said)) if said.is_empty() => Err("it gave no reason".into()),
             Ok((false, said)) => Err(said),
             Err(error) => Err(format!("{}: {error}", self.postfix.display())),
         }

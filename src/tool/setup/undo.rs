@@ -87,7 +87,10 @@ impl Plan {
         });
         for (name, value) in main.chain(master) {
             if !changed.contains(&name) && names(value) {
-                self.warnings.push(format!("{name} = {value} names postpone, and is left to you"));
+                self.warnings.push(format!(
+                    "{name} = {value} names postpone, and is not changed: \
+                                            remove it yourself"
+                ));
             }
         }
     }

@@ -80,7 +80,7 @@ fn lines(
     let (mut entries, mut faded, mut done) = (0, 0, Ok(()));
     let wrongs = scan(backend, tables, |table, key, bytes| {
         let (name, form) = tables[table];
-        let no_record = || format!("{} bytes that are no such record", bytes.len());
+        let no_record = || format!("{} bytes that are not such a record", bytes.len());
         if form.is_faded(bytes, now).ok_or_else(no_record)? {
             faded += 1;
         } else if done.is_ok() {

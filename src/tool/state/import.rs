@@ -67,8 +67,8 @@ pub fn import(place: &Place, file: Option<&Path>, out: &mut dyn Write) -> Result
         let path = place.path.display();
         writeln!(
             out,
-            "{path} was made, and is root's: give it, and all that is in it, to the user that the \
-             daemon runs as (chown -R)"
+            "{path} was created and belongs to root: give it to the user that the daemon runs as, \
+             with chown -R"
         )?;
     }
     read.and(written)
@@ -123,8 +123,8 @@ impl Place {
                 scanned.map_err(|fault| self.fault(&fault))?;
                 if entries > 0 {
                     return Err(Trouble::State(format!(
-                        "{}: there are entries in it that were made with another secret, and the \
-                         two cannot be joined: import into another folder, or move this one away",
+                        "{}: it has entries made with another secret, and the two cannot be \
+                         merged: import into another folder, or move this one away",
                         self.path.display()
                     )));
                 }
@@ -166,11 +166,11 @@ impl Display for Tally {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Self { read, imported, known, faded, pending, odd } = self;
         let [read, imported, known] = [*read, *imported, *known].map(grouped);
-        write!(f, "{read} entries read, {imported} imported, {known} known already")?;
+        write!(f, "{read} entries read, {imported} imported, {known} already known")?;
         for (number, what) in [
             (faded, "expired"),
             (pending, "not passed yet"),
-            (odd, "without a client, sender or time that could be known again"),
+            (odd, "without a usable client, sender or time"),
         ] {
             if *number > 0 {
                 write!(f, ", {} left out ({what})", grouped(*number))?;

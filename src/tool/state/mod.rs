@@ -85,7 +85,8 @@ impl Place {
             (Some(path), _) => path,
             (None, OrNone::Some(folder)) => folder.path().to_owned(),
             (None, OrNone::None) => {
-                let message = "no state is kept: state.path is \"none\"; name a folder with --path";
+                let message = "no state is kept: state.path is \"none\"; give the folder with \
+                               --path";
                 return Err(Trouble::Settings(message.into()));
             }
         };
@@ -265,7 +266,7 @@ pub fn check(place: &Place, out: &mut dyn Write) -> Result<(), Trouble> {
             Some(is_faded) => *faded += u64::from(is_faded),
             None => {
                 *unreadable += 1;
-                return Err(format!("{} bytes that are no such record", bytes.len()));
+                return Err(format!("{} bytes that are not such a record", bytes.len()));
             }
         }
         Ok(())

@@ -25,7 +25,7 @@ impl Sender {
             Term::Velocity => {
                 let (sent, earned) = (whole(self.per_hour), self.earned());
                 let new = of(self.hour_new, self.hour);
-                format!("{sent} messages an hour, {earned:.0} earned; {new} recipients are new")
+                format!("{sent} messages an hour, {earned:.0} earned; new recipients: {new}")
             }
             Term::ColdBurst => {
                 let age = seconds(now).saturating_sub(u64::from(self.first)) as f64;
@@ -38,7 +38,7 @@ impl Sender {
                 let variance = self.gap_m2 / self.gaps.max(1.0);
                 let factor = variance.max(0.0).sqrt().exp();
                 let text = format!(
-                    "the gaps between {} sessions vary by a factor of {factor:.1}, those of people \
+                    "the gaps between {} sessions vary by a factor of {factor:.1}; people's vary \
                      by 4 and more",
                     whole(self.gaps)
                 );
@@ -53,7 +53,7 @@ impl Sender {
             }
             Term::FirstContact => {
                 let text = of(self.week_new, self.week);
-                let text = format!("{text} recipients of the week had never heard from it");
+                let text = format!("{text} recipients of the last week were new to its network");
                 enough(text, self.week, 12.0)
             }
             Term::SenderChurn => {
@@ -64,12 +64,12 @@ impl Sender {
             Term::UnknownRecipients => {
                 let all = self.known + self.unknown;
                 let text = of(self.unknown, all);
-                enough(format!("{text} recipients of a day do not exist"), all, 4.0)
+                enough(format!("{text} recipients of the last day do not exist"), all, 4.0)
             }
             Term::Helo => self.hygiene.words().to_owned(),
             Term::HeloChurn => format!("{} in a day", some(self.helos.count(), "HELO name")),
             Term::Swarm | Term::NetworkVelocity if !self.is_new() => {
-                "it is no new host of its network".to_owned()
+                "it is not a new host in its network".to_owned()
             }
             Term::Swarm => {
                 format!("new hosts of {} in its network", some(network.names.count(), "name"))
@@ -85,17 +85,20 @@ impl Sender {
                 let [never, early, proper] =
                     [returns.never, returns.early, returns.proper].map(tenths);
                 format!(
-                    "of what was deferred in the week, {never} never came back, {early} within a \
+                    "deferred in the last week: {never} never retried, {early} retried within a \
                      minute, {proper} in time"
                 )
             }
             Term::Trust => {
                 let (days, good) = (self.clean_days, whole(self.trust));
-                format!("{days} clean days, {good} good recipients of late")
+                format!("{days} clean days, {good} good recipients recently")
             }
             Term::Conversation => {
                 let text = of(self.answered, self.week);
-                let text = format!("{text} recipients of the week have written to it");
+                let text = format!(
+                    "{text} recipients of the last week have written to its \
+                                    senders"
+                );
                 enough(text, self.week, 5.0)
             }
         }
@@ -126,7 +129,7 @@ impl Hygiene {
     /// What it says, for people.
     pub const fn words(self) -> &'static str {
         match self {
-            Self::Good => "nothing against its names",
+            Self::Good => "nothing odd about its names",
             Self::Literal => "its HELO is a bare address",
             Self::NotQualified => "its HELO is a word without a dot",
             Self::Nameless => "its address has no forward-confirmed name",
@@ -181,10 +184,14 @@ mod tests {
         let says = |term| sender.inputs(term, &network, &returns, NOW);
         assert_eq!(
             says(Term::Velocity),
-            "85 messages an hour, 30 earned; 85 of 85 recipients are new"
+            "85 messages an hour, 30 earned; new recipients: 85 of 85"
         );
         assert_eq!(says(Term::ColdBurst), "85 messages on its first day");
-        assert_eq!(says(Term::UnknownRecipients), "60 of 60 recipients of a day do not exist");
+        assert_eq!(
+            says(Term::UnknownRecipients),
+            "60 of 60 recipients of the last day do not \
+                                                   exist"
+        );
         assert_eq!(says(Term::Helo), "its HELO is a bare address");
         assert_eq!(says(Term::HeloChurn), "1 HELO name in a day");
         assert_eq!(says(Term::SenderChurn), "1 sender domain in 85 messages of a day");
@@ -197,7 +204,11 @@ mod tests {
     fn what_is_too_little_to_tell_is_said_so() {
         let (network, returns) = (Neighbourhood::default(), Returns::default());
         let says = harvester(2).inputs(Term::UnknownRecipients, &network, &returns, NOW);
-        assert_eq!(says, "2 of 2 recipients of a day do not exist (too few to tell: 4 are needed)");
+        assert_eq!(
+            says,
+            "2 of 2 recipients of the last day do not exist (too few to tell: 4 are \
+                          needed)"
+        );
         let nothing = Sender::default();
         for term in Term::ALL {
             let says = nothing.inputs(term, &network, &returns, NOW);

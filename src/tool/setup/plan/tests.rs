@@ -144,7 +144,7 @@ fn an_entry_that_would_put_mail_off_is_corrected_where_it_stands() {
     let mended = format!("{}, inet:b:2", MILTER.replace("127.0.0.1", "localhost"));
     assert_eq!(becomes(&plan), [(MILTERS, Some(mended.as_str()))]);
     says(&plan.remarks, "without default_action=accept");
-    says(&plan.remarks, "other milters stand behind postpone");
+    says(&plan.remarks, "other milters come after postpone");
 
     // Where all milters may be away, there is nothing to correct.
     let plan =
@@ -160,7 +160,7 @@ fn an_entry_behind_a_reference_counts_and_is_left_alone() {
         assert!(plan.is_empty() && plan.warnings.len() == warnings, "{plan:#?}");
         let plan = Plan::taken_out(&postfix, &mx());
         assert!(plan.is_empty());
-        says(&plan.warnings, "names postpone, and is left to you");
+        says(&plan.warnings, "names postpone, and is not changed");
     }
 }
 
@@ -203,7 +203,7 @@ fn a_list_that_rejects_at_its_end_is_left_to_the_administrator() {
 #[test]
 fn relay_protection_that_is_missing_is_told_and_what_protects_is_not_taken_out() {
     let open = postfix(&[(RELAY, ""), (RECIPIENT, "permit_mynetworks")]);
-    says(&Plan::set_up(&open, &policy()).warnings, "Postfix refuses to serve so");
+    says(&Plan::set_up(&open, &policy()).warnings, "Postfix refuses to run without it");
     // Here the words before us are the protection, whoever has written them.
     let list = format!("{BEFORE_US}, {POLICY}");
     let plan = Plan::taken_out(&postfix(&[(RELAY, ""), (RECIPIENT, &list)]), &policy());
@@ -266,17 +266,17 @@ fn what_a_postmaster_would_stumble_over_is_told() {
     let mut own = postfix(&[]);
     own.services[0].options.insert(MILTERS.into(), String::new());
     let plan = Plan::set_up(&own, &mx());
-    says(&plan.warnings, "smtp/inet has an -o smtpd_milters of its own");
+    says(&plan.warnings, "smtp/inet has its own -o smtpd_milters");
     says(&plan.warnings, "none asks postpone");
 
     let again =
         with(postfix(&[]), "127.0.0.1:10025/inet", &[("receive_override_options", "no_milters")]);
     let plan = Plan::set_up(&again, &mx());
-    says(&plan.remarks, "smtpd_milters of main.cf holds for smtp/inet");
+    says(&plan.remarks, "smtpd_milters of main.cf applies to smtp/inet");
     says(&plan.remarks, "127.0.0.1:10025/inet asks no milter");
 
     let local = postfix(&[(MILTERS, "inet:a:1"), ("non_smtpd_milters", "$smtpd_milters")]);
-    says(&Plan::set_up(&local, &mx()).warnings, "say what is meant: non_smtpd_milters = inet:a:1");
+    says(&Plan::set_up(&local, &mx()).warnings, "set non_smtpd_milters = inet:a:1");
 
     let maps = postfix(&[("smtpd_milter_maps", "cidr:/etc/postfix/milters")]);
     says(&Plan::set_up(&maps, &mx()).warnings, "smtpd_milter_maps is set");
@@ -309,7 +309,7 @@ fn where_a_content_filter_gives_mail_back_nobody_is_asked() {
     let plan = Plan::set_up(&before, &mx());
     let own = "127.0.0.1:10025/inet/smtpd_milters";
     assert_eq!(becomes(&plan), [(MILTERS, Some(MILTER)), (own, Some(""))]);
-    says(&plan.remarks, "127.0.0.1:10025/inet is where a content filter gives mail back");
+    says(&plan.remarks, "127.0.0.1:10025/inet takes mail back from a content filter");
     assert_eq!(plan.warnings, [""; 0]);
 
     let applied = with_options(before, "127.0.0.1:10025/inet", &[(MILTERS, "")]);
@@ -391,7 +391,7 @@ fn a_name_that_is_not_postfixs_own_is_warned_of() {
     let warned = |hostname: Option<&str>| {
         let doors = Doors { hostname: hostname.map(Into::into), ..mx() };
         let warnings = Plan::set_up(&postfix, &doors).warnings;
-        warnings.iter().any(|warning| warning.contains("Postfix calls it mx1.example.org"))
+        warnings.iter().any(|warning| warning.contains("Postfix's myhostname is mx1.example.org"))
     };
     assert!(!warned(None) && !warned(Some("mx1.example.org")));
     assert!(warned(Some("mx.example.org")));
