@@ -200,7 +200,7 @@ fn the_page_for_the_night_fits_one_screen() {
     let file = folder.write("page", page);
     let output = run("mandoc", "mandoc", &["-Tascii", "-Owidth=80"], &file);
     let lines = String::from_utf8(output.stdout).unwrap().lines().count();
-    assert!(lines <= 50, "{lines} lines");
+    assert!(lines <= 24, "{lines} lines");
     let shown = read("postpone-night.7");
     for word in ["ctl allow", "ctl bypass on", "ctl shadow", "systemctl stop", "explain"] {
         assert!(shown.contains(word), "{word}: {shown}");

@@ -23,14 +23,19 @@ pub(crate) const OF_THE_DAEMON: [Chapter; 3] = [
 
 /// postpone-night(7).
 pub(crate) fn night(date: &str) -> String {
-    let mut page = Page::new(
-        "postpone-night",
-        7,
-        date,
-        "what to do when postpone, the milter, refuses wanted mail",
-    );
+    let mut page =
+        Page::new("postpone-night", 7, date, "what to do when the milter postpone refuses mail");
     page.section("DESCRIPTION");
-    add(&mut page, NIGHT);
+    // It is read on one screen: a row of the table is a line.
+    for piece in pieces(NIGHT) {
+        match piece {
+            Piece::Headline(..) => {}
+            Piece::Table(rows) => {
+                page.close_entries(rows[1..].iter().map(|row| (bold(&row[0]), row[1].as_str())));
+            }
+            other => page.blocks(&[block(other)]),
+        }
+    }
     page.finish()
 }
 

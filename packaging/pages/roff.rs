@@ -73,6 +73,17 @@ impl Page {
         self.all(text, Place::Entry);
     }
 
+    /// Names, as roff, each with what is said of it beside it, and no blank lines between.
+    pub(crate) fn close_entries<'a>(&mut self, rows: impl Iterator<Item = (String, &'a str)>) {
+        self.line(".PD 0");
+        for (name, text) in rows {
+            self.line(".TP 26");
+            self.line(&name);
+            self.filled(&prose(text));
+        }
+        self.line(".PD");
+    }
+
     /// Pieces of text.
     pub(crate) fn blocks(&mut self, blocks: &[Block]) {
         self.all(blocks, Place::Section);
