@@ -138,6 +138,9 @@ impl Plan {
             None if !doors.mx.is_empty() => plan.warn_of_submission(postfix),
             None => {}
         }
+        if doors.mx.iter().any(|address| list::endpoint(address, &postfix.queue()).is_some()) {
+            plan.remark_who_asks(postfix, MILTERS);
+        }
         let called = postfix.expanded("myhostname");
         if let Some(hostname) = doors.hostname.as_ref().filter(|set| **set != called) {
             plan.warnings.push(format!(
@@ -209,7 +212,6 @@ impl Plan {
         }
         self.spare_what_comes_back(postfix, MILTERS);
         self.bear_refusals(postfix);
-        self.remark_who_asks(postfix, MILTERS);
         self.warn_of_chroot(postfix, address);
         self.warn_of_local_mail(postfix, &list::without(list, &ranges(&found)));
         if !postfix.expanded("smtpd_milter_maps").is_empty() {
@@ -424,6 +426,12 @@ impl Plan {
     }
 
     /// Says which services of master.cf take the list over, and which have one of their own.
+    /// Whether a service gets a list of its own.
+    fn gives(&self, service: &str, name: &str) -> bool {
+        let option = format!("{service}/{name}");
+        self.services.iter().any(|change| change.name == option && change.becomes.is_some())
+    }
+
     fn remark_who_asks(&mut self, postfix: &Installed, name: &str) {
         let (mut asking, mut own, mut never) = (Vec::new(), Vec::new(), Vec::new());
         for service in postfix.smtpd() {
@@ -431,6 +439,7 @@ impl Plan {
                 service if service.options.contains_key(name) => &mut own,
                 service if name == MILTERS && service.asks_no_milter(postfix) => &mut never,
                 service if service.takes_back(postfix) => continue,
+                service if self.gives(&service.name, name) => continue,
                 _ => &mut asking,
             };
             list.push(service.name.as_str());

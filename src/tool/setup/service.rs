@@ -83,9 +83,11 @@ fn host_of(destination: &str) -> Option<String> {
     };
     let (host, _) = host_and_port.rsplit_once(':').unwrap_or((host_and_port, ""));
     let host = host.strip_prefix("inet:").unwrap_or(host);
+    // In brackets it is a host however short its name is: that of a container beside this one.
+    let bracketed = host.starts_with('[') || host.ends_with(']');
     let host = host.strip_prefix('[').unwrap_or(host);
     let host = host.strip_suffix(']').unwrap_or(host);
-    let is_host = host.contains('.') || host.parse::<IpAddr>().is_ok();
+    let is_host = bracketed || host.contains('.') || host.parse::<IpAddr>().is_ok();
     is_host.then(|| host.to_owned())
 }
 
@@ -113,6 +115,7 @@ mod tests {
             ("smtp:filter.example.org:10024", Some("filter.example.org")),
             ("smtp:[2001:db8::9]:10024", Some("2001:db8::9")),
             ("192.0.2.9:10025", Some("192.0.2.9")),
+            ("smtp:[amavis]:10024", Some("amavis")),
             ("spamassassin:dummy", None),
             ("spamassassin", None),
             ("", None),
