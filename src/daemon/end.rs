@@ -26,7 +26,7 @@ use crate::exit;
 const BESIDE: Duration = Duration::from_secs(1);
 
 /// How long the main thread waits for workers when the grace is over, before it saves without them.
-pub(super) const WORKERS_HANG: Duration = Duration::from_millis(250);
+pub(super) const WORKERS_HANG: Duration = Duration::from_millis(500);
 
 /// How long a disk may take for one step of saving. A large state takes longer on the whole, but
 /// moves on.

@@ -8,7 +8,6 @@ pub mod desk;
 pub mod protocol;
 pub mod status;
 
-use std::collections::VecDeque;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -20,18 +19,18 @@ use nix::unistd::{Gid, Group, User};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::UCred;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::task::{JoinHandle, yield_now};
+use tokio::task::yield_now;
 use tokio::time::timeout;
 use tracing::warn;
 
 use self::desk::Desk;
 use self::protocol::{Answer, Kind, Trouble};
+use super::guests::Guests;
 use super::listener::Bound;
 use crate::clock::Time;
 use crate::telemetry::Failure;
 
-/// Connections at once. One more takes the place of the oldest: who asks is answered within
-/// milliseconds, so the oldest is idle.
+/// Connections at once.
 const CONNECTIONS: usize = 64;
 
 /// How long a request may take to come, and an answer to be taken.
@@ -99,24 +98,14 @@ impl Socket {
 pub async fn serve(socket: Socket, desk: Desk) -> io::Result<()> {
     let Socket { listener, peers } = socket;
     let (listener, desk) = (UnixListener::from_std(listener)?, Arc::new(desk));
-    let mut oldest: VecDeque<JoinHandle<()>> = VecDeque::new();
+    let mut guests = Guests::new(CONNECTIONS);
     let mut refusals = Refusals::default();
     loop {
         let accepted = listener.accept().await;
         let peer = accepted.and_then(|(stream, _)| Ok((stream.peer_cred()?, stream)));
         match peer {
             Ok((peer, stream)) if peers.admit(&peer) => {
-                if oldest.len() >= CONNECTIONS {
-                    oldest.retain(|connection| !connection.is_finished());
-                }
-                if oldest.len() >= CONNECTIONS
-                    && let Some(connection) = oldest.pop_front()
-                {
-                    connection.abort();
-                    // Its descriptor is given back before the next one is taken.
-                    let _ = connection.await;
-                }
-                oldest.push_back(tokio::spawn(converse(stream, peer, desk.clone())));
+                guests.take(converse(stream, peer, desk.clone())).await;
             }
             Ok((peer, stream)) => refusals.refuse(&stream, &peer, desk.engine.now()),
             Err(error) => {

@@ -13,17 +13,20 @@ use hyper::header::CONTENT_TYPE;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
+use super::guests::Guests;
 use crate::engine::Engine;
 use crate::telemetry::Failure;
 
-/// Connections at once; the next ones wait in the backlog.
+/// Connections at once.
 const CONNECTIONS: usize = 32;
-/// How long a request may take to come.
+/// How long a request may take to come, and its answer to be taken, together.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest head of a request, in bytes.
+const LONGEST_HEAD: usize = 16 << 10;
 
 /// Binds the address.
 pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
@@ -35,17 +38,10 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 /// Serves until dropped.
 pub async fn serve(listener: std::net::TcpListener, engine: Arc<Engine>) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut guests = Guests::new(CONNECTIONS);
     loop {
-        let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
         match listener.accept().await {
-            Ok((stream, _)) => {
-                let engine = engine.clone();
-                tokio::spawn(async move {
-                    converse(stream, engine).await;
-                    drop(permit);
-                });
-            }
+            Ok((stream, _)) => guests.take(converse(stream, engine.clone())).await,
             Err(error) => {
                 engine.failed(Failure::Accept, &error);
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -59,12 +55,13 @@ async fn converse(stream: TcpStream, engine: Arc<Engine>) {
         let response = respond(&engine, request.method(), request.uri().path());
         async move { Ok::<_, Infallible>(response) }
     });
+    // One request: so the time is for a whole answer, however slowly it is read.
+    let answered = http1::Builder::new()
+        .keep_alive(false)
+        .max_buf_size(LONGEST_HEAD)
+        .serve_connection(TokioIo::new(stream), service);
     // What a monitoring client does wrong is its own trouble.
-    let _ = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+    let _ = timeout(PATIENCE, answered).await;
 }
 
 fn respond(engine: &Engine, method: &Method, path: &str) -> Response<Full<Bytes>> {

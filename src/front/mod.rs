@@ -2,6 +2,7 @@
 
 pub mod address;
 pub mod control;
+mod guests;
 pub mod http;
 pub mod listen;
 pub mod listener;

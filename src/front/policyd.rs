@@ -8,12 +8,16 @@ pub mod desk;
 pub mod request;
 
 use std::fmt::Write;
+use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
+use std::mem::MaybeUninit;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::task::yield_now;
 use tokio::time::interval;
 
 pub use self::desk::Desk;
@@ -24,6 +28,9 @@ use crate::engine::{Door, Engine};
 
 /// The longest request taken, in bytes. Postfix's own are below 4 KiB.
 const LONGEST_REQUEST: usize = 64 << 10;
+
+/// What is read at once, in bytes: as a rule a whole request.
+const READ: usize = 4 << 10;
 
 /// How often a connection may send what is no request, before it is closed. A few are forgiven:
 /// Postfix waits for a second before it connects again.
@@ -58,22 +65,20 @@ async fn converse(
     desk: &Desk,
     mut stopping: Stopping,
 ) {
-    let mut stream = BufReader::new(transport);
-    let (mut text, mut answer) = (Vec::new(), String::new());
+    let (mut incoming, mut answer) = (Incoming::new(transport), String::new());
     let (mut garbage, mut stopped, mut heard) = (0, false, true);
     // These last as long as the connection: to begin them anew for each request would cost as much
     // as to decide it.
     let mut stop = pin!(stopping.wait_for(Option::is_some));
     let mut look = interval(LONGEST_SILENCE);
     loop {
-        text.clear();
         let came = loop {
             tokio::select! {
                 biased;
-                came = next(&mut stream, &mut text) => break came,
+                came = poll_fn(|cx| incoming.poll_next(cx)) => break came,
                 _ = &mut stop, if !stopped => {
                     // Between two requests nothing is lost: Postfix connects again.
-                    if text.is_empty() {
+                    if incoming.text.is_empty() {
                         return;
                     }
                     stopped = true;
@@ -87,9 +92,9 @@ async fn converse(
         };
         heard = true;
         let request = match came {
-            Ok(Came::Request) => Request::parse(&text),
-            Ok(Came::TooMuch) => Err(Garbage::TooLong),
-            Ok(Came::Nothing) | Err(_) => return,
+            Came::Request(end) => Request::parse(&incoming.text[..end]),
+            Came::TooMuch => Err(Garbage::TooLong),
+            Came::Nothing => return,
         };
         if request.as_ref().is_ok_and(|request| request.stress) {
             engine.telemetry().under_stress();
@@ -108,37 +113,78 @@ async fn converse(
         answer.clear();
         // A string takes everything.
         let _ = write!(answer, "action={action}\n\n");
-        let written = stream.get_ref().write_all(answer.as_bytes()).await;
+        let written = incoming.transport.write_all(answer.as_bytes()).await;
         if written.is_err() || garbage >= MOST_GARBAGE || stopped {
             return;
+        }
+        if let Came::Request(end) = came {
+            incoming.forget(end);
+        }
+        // Postfix waits for the answer. One that does not leaves others their turn.
+        if !incoming.text.is_empty() {
+            yield_now().await;
         }
     }
 }
 
 /// What came before the connection fell silent.
+#[derive(Clone, Copy)]
 enum Came {
-    /// A request, whole.
-    Request,
+    /// A request, whole, of so many bytes.
+    Request(usize),
     /// The end.
     Nothing,
     /// More than any request has.
     TooMuch,
 }
 
-/// Reads up to the empty line, behind what an earlier call has left in `text`.
-async fn next(stream: &mut BufReader<Transport>, text: &mut Vec<u8>) -> io::Result<Came> {
-    loop {
-        let room = LONGEST_REQUEST - text.len();
-        let read = (&mut *stream).take(room as u64).read_until(b'\n', text).await?;
-        if ends(text) {
-            return Ok(Came::Request);
+/// What comes on a connection. Between two requests it takes [`READ`] bytes, and half a request as
+/// much as has come.
+struct Incoming {
+    transport: Transport,
+    /// What has come and was not answered.
+    text: Vec<u8>,
+    /// Up to where it is known that no request ends.
+    looked: usize,
+}
+
+impl Incoming {
+    fn new(transport: Transport) -> Self {
+        Self { transport, text: Vec::new(), looked: 0 }
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Came> {
+        loop {
+            let mut lines = memchr::memchr_iter(b'\n', &self.text[self.looked..]);
+            let looked = self.looked;
+            let end =
+                lines.find_map(|at| Some(looked + at + 1).filter(|end| ends(&self.text[..*end])));
+            if let Some(end) = end {
+                return Poll::Ready(Came::Request(end));
+            }
+            self.looked = self.text.len();
+            if self.text.len() >= LONGEST_REQUEST {
+                return Poll::Ready(Came::TooMuch);
+            }
+            let mut room = [MaybeUninit::uninit(); READ];
+            let mut came = ReadBuf::uninit(&mut room);
+            let read = ready!(Pin::new(&mut self.transport).poll_read(cx, &mut came));
+            let came = came.filled();
+            if read.is_err() || came.is_empty() {
+                return Poll::Ready(Came::Nothing);
+            }
+            if self.text.capacity() < self.text.len() + came.len() {
+                self.text.reserve_exact(came.len());
+            }
+            self.text.extend_from_slice(came);
         }
-        if text.len() >= LONGEST_REQUEST {
-            return Ok(Came::TooMuch);
-        }
-        if read == 0 || text.last() != Some(&b'\n') {
-            return Ok(Came::Nothing);
-        }
+    }
+
+    /// The request of so many bytes is answered.
+    fn forget(&mut self, end: usize) {
+        self.text.drain(..end);
+        self.text.shrink_to(READ);
+        self.looked = 0;
     }
 }
 

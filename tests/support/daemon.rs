@@ -261,6 +261,11 @@ impl Daemon {
         metric(&self.get("/metrics"), name, labels)
     }
 
+    /// Where it has metrics.
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
     /// The answer to an HTTP request, head and body.
     pub fn get(&self, path: &str) -> String {
         let mut stream = TcpStream::connect(self.http).expect("the daemon's HTTP port");

@@ -22,6 +22,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::task::yield_now;
 use tokio::time::sleep;
 
 use self::talk::{Heard, House, Talk};
@@ -82,6 +83,7 @@ async fn converse(transport: Transport, house: Arc<House>) {
         transport,
         rest: Vec::new(),
         out: Vec::with_capacity(KEPT),
+        pours: false,
     };
     let failed = |detail: &dyn std::fmt::Display| house.engine.failed(Failure::Frame, detail);
     match connection.run().await {
@@ -101,6 +103,8 @@ struct Connection {
     rest: Vec<u8>,
     /// Answers to be written.
     out: Vec<u8>,
+    /// Whether there was more to read than is read at once.
+    pours: bool,
 }
 
 impl Connection {
@@ -133,6 +137,10 @@ impl Connection {
                     Heard::Nonsense(nonsense) => return End::Nonsense(nonsense),
                 }
             }
+            // Others have their turn, and the time is looked at, however much this one says.
+            if self.pours {
+                yield_now().await;
+            }
         }
     }
 
@@ -142,6 +150,7 @@ impl Connection {
         let mut came = ReadBuf::uninit(&mut room);
         let read = ready!(Pin::new(&mut self.transport).poll_read(cx, &mut came));
         let came = came.filled();
+        self.pours = came.len() == READ;
         Poll::Ready((read.is_ok() && !came.is_empty()).then(|| self.hear(came)))
     }
 

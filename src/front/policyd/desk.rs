@@ -19,6 +19,7 @@ use crate::engine::{Answer, Door, Engine, Refused, Session};
 use crate::meter::key::{Key, KeyMaker, Secret};
 use crate::policy::decision::Reason;
 use crate::policy::signal::Ends;
+use crate::smtp::address::ClientText;
 use crate::smtp::event::Event;
 use crate::smtp::reply;
 
@@ -299,7 +300,7 @@ impl Conversation {
     fn new(request: &Request<'_>, engine: &Arc<Engine>, door: &Door, ends: Ends) -> Self {
         let listener = match request.context {
             b"" => door.listener.clone(),
-            context => String::from_utf8_lossy(context).into(),
+            context => ClientText::new(context).as_str().into(),
         };
         let door = Door { listener, ends, ..door.clone() };
         Self {
