@@ -1,17 +1,17 @@
-# Two commands for a Debian machine that has Rust; what else they need they install.
+# Two commands for a Debian machine that has Rust; they install what else they need.
 #
-#   make demo            a private Postfix with postpone, and clients that are told to come back later
+#   make demo            a private Postfix with postpone, and clients that are refused and retry
 #   make test            every test, those with a real Postfix and a real Sendmail too; ARGS are for
 #                        cargo test, as in ARGS='--test scenarios'
 #
 # Each says first what it needs. Postfix and Sendmail are not installed, but unpacked, by root, into
-# /var/cache/postpone; a `sudo rm -r` of that folder loses nothing. Two for who changes the program:
+# /var/cache/postpone; a `sudo rm -r` of that folder loses nothing. Two for developers:
 #
 #   make lint            format, lints, documentation
 #   make test-fresh      both of the above in a fresh Debian 12 and 13, as a user and as root, which
 #                        has nothing but this machine's Rust; PART=quick runs a part of the tests
 #
-# Four for who installs it:
+# Four for installing it:
 #
 #   make packages        a deb and an rpm, in packaging/out
 #   make test-packages   installs, upgrades and removes them in a Debian that boots, and builds them
@@ -20,14 +20,14 @@
 #   make build           builds what is installed
 #   make install         installs it from here, below PREFIX (/usr/local), and DESTDIR if that is set
 #
-# And one for who changes what a score is made of:
+# And one for changes of the score:
 #
 #   make bench-detect    plays people, machines and bots to it: who is noticed, who is delayed
 #
 # That takes a folder with bench.py, which is not part of this one: `make bench-detect DETECT=FOLDER`,
 # with ARGS for the benchmark (`ARGS=--quick`).
 #
-# The tests and the demonstration start Postfix as root: without being root, they use sudo.
+# The tests and the demonstration start Postfix as root: as another user they use sudo.
 
 # Where rustup has put Rust, for a shell that was there before; and what sets up a Sendmail.
 export PATH := $(if $(findstring $(HOME)/.cargo/bin,$(PATH)),,$(HOME)/.cargo/bin:)$(PATH):/usr/sbin:/sbin

@@ -25,7 +25,7 @@ pub(crate) fn page(date: &str) -> String {
          and its settings are in postpone.toml(5).",
     );
     page.section("OPTIONS");
-    page.paragraph("Before or behind the subcommand:");
+    page.paragraph("Before or after the subcommand:");
     cli.get_arguments().for_each(|argument| option(&mut page, argument));
     page.section("COMMANDS");
     for (name, command) in &parts[1..] {

@@ -50,20 +50,21 @@ pub enum Command {
     /// temporary reply, with the reason and the seconds to wait. It never refuses permanently, and
     /// never reads the content of a message.
     ///
-    /// It answers from memory, and waits neither for a disk nor for DNS. After an internal error, or
+    /// It answers from memory, and waits neither for a disk nor for DNS. After an internal error,
+    /// or
     /// while it is stopped, mail passes if the MTA is configured for that: with
     /// `default_action=accept` for a milter of Postfix, `default_action=DUNNO` for a policy
     /// service, and without `F=` in Sendmail.
     ///
-    /// Without a settings file the built-in limits hold, which stop floods only. Greylisting is then
+    /// Without a settings file the built-in limits hold, which stop floods only. Greylisting is
+    /// then
     /// in shadow mode. A rule in shadow mode refuses no client: it counts, and logs what it would
     /// have refused.
     #[command(after_long_help = manual::after_serve_help())]
     Serve,
     /// Check the settings file, and show each mistake with its line. Exits with 78 if the file
     /// cannot be used.
-    ///
-    /// A file with warnings can be used. No daemon is asked, and nothing changes: `postpone ctl
+    /// A file with warnings can be used. Nothing changes in the running daemon: `postpone ctl
     /// reload` puts the file in force.
     Check {
         /// The file [default: the one that `--config` names, else the installed one].
@@ -76,9 +77,10 @@ pub enum Command {
     },
     /// Show what these settings would have answered to recorded mail.
     ///
-    /// The trace is played by its own clock and from empty memory. Each line is a JSON object, and is
-    /// answered by one; docs/replay.md lists the fields. No daemon is asked. The same trace gives the
-    /// same bytes. Exits with 65 at a line that is no event.
+    /// The trace is played by its own clock and from empty memory; no daemon is asked. Each line is
+    /// a JSON object, and so is each answer; /usr/share/doc/postpone/docs/replay.md lists the
+    /// fields. The same trace always gives the same output. Exits with 65 at a line that is not an
+    /// event.
     Replay {
         /// The trace; `-` is standard input.
         #[arg(long, value_name = "FILE|-")]
@@ -86,7 +88,8 @@ pub enum Command {
     },
     /// Check, export or import the state of a stopped daemon.
     ///
-    /// The state is in the folder that `--path` names, by default the one in the settings. Exits with
+    /// The state is in the folder that `--path` names, by default the one in the settings. Exits
+    /// with
     /// 74 if it cannot be used: it does not exist, a daemon uses it, or a later version wrote it.
     State {
         #[command(subcommand)]
@@ -97,7 +100,8 @@ pub enum Command {
     },
     /// Control the running daemon.
     ///
-    /// The daemon is found by `--socket`, by default by `[control] socket` in the settings file.
+    /// `--socket` names the daemon's socket, by default `[control] socket` in the settings file
+    /// does.
     /// Root, the daemon's own user, the owner of the socket and its group may use it. Exits with 69
     /// if no daemon answers, with 77 if you may not use it.
     #[command(subcommand)]
@@ -106,8 +110,8 @@ pub enum Command {
     ///
     /// The first line is the answer: whether the client may send its next message, or in how many
     /// seconds, and why. Then follow its standing, its score by terms, its pace, what limits have
-    /// counted, what greylisting knows, and what would exempt it. Asking changes nothing. The daemon
-    /// is found as for `ctl`.
+    /// counted, what greylisting knows, and what would exempt it. Nothing changes. The daemon is
+    /// found as for `ctl`.
     Explain {
         /// The client's address, or the id in a reply or a log line.
         #[arg(value_name = "CLIENT|ID", required_unless_present = "sender")]
@@ -116,7 +120,8 @@ pub enum Command {
         /// about it].
         #[arg(long, value_name = "NAME", requires = "what")]
         name: Option<String>,
-        /// A sender of this client. Without a client: the last decisions about this sender, or about
+        /// A sender of this client. Without a client: the last decisions about this sender, or
+        /// about
         /// all senders of this domain.
         #[arg(long, value_name = "SENDER")]
         sender: Option<String>,
@@ -125,14 +130,16 @@ pub enum Command {
     },
     /// Show the decisions in the log, one short line each.
     ///
-    /// A line has the time, the action (in parentheses: what a rule in shadow mode would have done),
+    /// A line has the time, the action (in parentheses: what a rule in shadow mode would have
+    /// done),
     /// the client, the rule, the wait, the sender, the recipient, and the id for `explain`. Without
     /// FILE, the journal of the systemd unit postpone is read.
     Log {
         /// A file with the log, in any of its formats; `-` is standard input.
         #[arg(value_name = "FILE|-")]
         file: Option<PathBuf>,
-        /// Go on with new lines as they are written; without --since, begin with the last 1000 lines of
+        /// Go on with new lines as they are written; without --since, begin with the last 1000
+        /// lines of
         /// the log.
         #[arg(short, long)]
         follow: bool,
@@ -156,17 +163,20 @@ pub enum Setup {
     /// in `smtpd_milters`. Without a milter, the first policy service goes last in
     /// `smtpd_recipient_restrictions`, but before a closing `permit`, and in
     /// `smtpd_end_of_data_restrictions`. The submission services of master.cf get a milter with
-    /// speak = "mail", if that is one clear line; otherwise the lines are shown for you to add. Mail
+    /// speak = "mail", if that is one clear line; otherwise the lines are shown for you to add.
+    /// Mail
     /// passes while postpone does not answer.
     ///
-    /// Existing entries stay as they are, and applying twice changes nothing more. An entry that
-    /// names the same address differently counts too; if it would defer mail while postpone is away,
+    /// Existing entries stay as they are, and applying twice changes nothing. An entry that
+    /// names the same address differently counts too; if it would defer mail while postpone is
+    /// away,
     /// it is corrected.
     ///
     /// A change is read back, and `postfix check` must accept it. Otherwise, or if it is
     /// interrupted, the files are restored. Then Postfix is reloaded, if it runs.
     ///
-    /// Exits with 0 if it is done or there was nothing to do, with 69 if Postfix is not installed or
+    /// Exits with 0 if it is done or there was nothing to do, with 69 if Postfix is not installed
+    /// or
     /// could not be reloaded, with 73 if its files cannot be written, with 77 if you are not root,
     /// with 78 if the settings cannot be used or `postfix check` refuses the change.
     Postfix {
@@ -177,7 +187,8 @@ pub enum Setup {
         /// you change a listener's address: an entry with the old one is not recognised.
         #[arg(long)]
         undo: bool,
-        /// The folder of main.cf, if there are several instances of Postfix [default: MAIL_CONFIG in
+        /// The folder of main.cf, if there are several instances of Postfix [default: MAIL_CONFIG
+        /// in
         /// the environment, else `postconf -h config_directory`].
         #[arg(long, value_name = "DIR")]
         postfix: Option<PathBuf>,
@@ -190,26 +201,30 @@ pub enum State {
     ///
     /// No entry is changed.
     Check,
-    /// Write all entries that are still remembered as JSON, one a line.
+    /// Write all entries that have not expired as JSON, one a line.
     ///
     /// The first line has the secret that the keys are made with; they mean nothing without it. So
     /// an export is as confidential as the folder itself, and only the owner may read a FILE.
     Export {
-        /// The file to write; `-` is standard output. A file is replaced when the new one is complete.
+        /// The file to write; `-` is standard output. A file is replaced when the new one is
+        /// complete.
         #[arg(default_value = "-")]
         file: PathBuf,
     },
     /// Import an export, or what postgrey or sqlgrey has learned.
     ///
-    /// Existing entries are kept: of two entries for one key, the stronger stays. So nothing is lost,
-    /// and importing twice changes nothing more. At a line that cannot be read it stops with 65; the
+    /// Existing entries are kept: of two entries for one key, the stronger stays. So nothing is
+    /// lost,
+    /// and importing twice changes nothing more. At a line that cannot be read it stops with 65;
+    /// the
     /// lines before it are imported.
     ///
     /// An export made with another secret is imported only into a folder without entries. A missing
     /// folder is created.
     ///
-    /// postgrey: the text of db_dump (Debian's package db5.3-util), first of one database, then of the
-    /// other. Without -h, what postgrey has not sorted in yet is missing:
+    /// postgrey: the text of db_dump (Debian's package db5.3-util), first of one database, then of
+    /// the
+    /// other. Without -h, entries still in postgrey's log files are missing:
     ///
     ///     db5.3_dump -h /var/lib/postgrey -p postgrey.db | postpone state import -
     ///     db5.3_dump -h /var/lib/postgrey -p postgrey_clients.db | postpone state import -
@@ -222,7 +237,7 @@ pub enum State {
     ///
     /// Entries that have passed are imported: postgrey's triplets that had waited for
     /// `greylist.delay`, its clients with `greylist.proven_after` passes, sqlgrey's senders and
-    /// domains. Each is forgotten `greylist.forget` after it was last seen there.
+    /// domains. Each expires `greylist.forget` after it was last seen there.
     #[command(verbatim_doc_comment)]
     Import {
         /// The file to read; `-` is standard input.
@@ -248,8 +263,8 @@ pub enum Ctl {
     Bypass(Bypass),
     /// Put one rule into shadow mode for a time: it refuses no client.
     ///
-    /// The rule goes on counting, and logs what it would have refused, with mode=shadow. The shadow
-    /// ends by itself, and when the daemon restarts. A second command sets another end.
+    /// The rule still counts, and logs what it would have refused, with mode=shadow. This ends by
+    /// itself, and when the daemon restarts. A second command replaces the end.
     Shadow {
         /// The limit's name, or access, maintenance, load, greylist or behaviour.
         #[arg(value_name = "LIMIT")]
@@ -265,11 +280,11 @@ pub enum Ctl {
     },
     /// Forget what is known of a client, and show what remains.
     ///
-    /// Forgotten are its behaviour, what limits have counted under its network alone, and that
-    /// greylisting has proven it. The client has to earn that again: use `allow` for a client that
-    /// must get through at once.
+    /// It forgets the client's score and history, what limits have counted under its network or
+    /// pool alone, and its proof by greylisting, which the client has to earn again. Use `allow`
+    /// for a client that must get through at once.
     Forget {
-        /// Its address.
+        /// The client's address.
         #[arg(value_name = "CLIENT")]
         client: IpAddr,
         #[command(flatten)]
@@ -277,10 +292,10 @@ pub enum Ctl {
     },
     /// Exempt a client for a time, as if it were in the allowlist.
     ///
-    /// The exemption holds at once, goes before the denylist, ends by itself, and outlives a restart
+    /// The exemption acts at once, overrides the denylist, ends by itself, and survives a restart
     /// of the daemon. `ctl status` lists the exemptions.
     Allow {
-        /// Its address, or a network: 192.0.2.0/24.
+        /// The client's address, or a network: 192.0.2.0/24.
         #[arg(value_name = "CLIENT")]
         client: String,
         /// How long: "12h", "7d"; 90d at most [default: 7d].
@@ -301,9 +316,9 @@ pub enum Ctl {
 pub enum Bypass {
     /// Put every rule into shadow mode, access, load and maintenance too: no client is refused.
     ///
-    /// Rules go on counting, and log what they would have refused, with mode=shadow. Sessions that
+    /// Rules still count, and log what they would have refused, with mode=shadow. Sessions that
     /// are already refused may go on. The bypass ends by itself, and when the daemon restarts. A
-    /// second command sets another end.
+    /// second command replaces the end.
     On {
         /// How long: "10m", "2h"; 1d at most [default: 1h].
         #[arg(long = "for", value_name = "TIME")]
@@ -319,8 +334,9 @@ pub enum Bypass {
 pub enum Maintenance {
     /// Refuse new sessions with 421 4.3.2 and the time that is left.
     ///
-    /// Running sessions may finish. Maintenance ends by itself, and outlives a restart of the daemon.
-    /// Clients in `[maintenance] allow` are served all the same. A second command sets another end.
+    /// Running sessions may finish. Maintenance ends by itself, and survives a restart of the
+    /// daemon.
+    /// Clients in `[maintenance] allow` are still served. A second command replaces the end.
     On {
         /// How long: "90s", "30m", "2h"; 7d at most [default: 1h]. After 4 hours sending hosts warn
         /// their users; after 4 or 5 days mail bounces.
@@ -336,8 +352,8 @@ pub enum Maintenance {
     },
     /// Accept new sessions again.
     ///
-    /// This ends all maintenance, that of `[maintenance] until` too; with --listener, only what was
-    /// begun for that listener.
+    /// This ends all maintenance, including that of `[maintenance] until`; with --listener, only
+    /// the maintenance of that listener.
     Off {
         #[command(flatten)]
         at: At,
@@ -355,7 +371,7 @@ pub struct At {
 
 #[derive(Args)]
 pub struct Detailed {
-    /// Show everything, also what is as it should be.
+    /// Show everything, including what is normal.
     #[arg(long)]
     pub all: bool,
     #[command(flatten)]

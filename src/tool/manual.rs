@@ -34,7 +34,7 @@ const fn ended(code: u8, text: &'static str) -> Exit {
 pub const EXAMPLES: &[Entry] = &[
     entry(
         "postpone setup postfix",
-        "Shows what makes Postfix ask postpone; `--apply` makes that change.",
+        "Shows the change that makes Postfix ask postpone; `--apply` makes it.",
     ),
     entry("postpone check", "Checks the settings, after each change."),
     entry("postpone ctl reload", "Puts changed settings in force. No session is lost."),
@@ -54,8 +54,8 @@ pub const EXAMPLES: &[Entry] = &[
         "Refuses new sessions with a 421 for half an hour.",
     ),
     entry("postpone ctl bypass on --for 10m", "Lets everything pass for ten minutes."),
-    entry("postpone ctl shadow messages --for 1h", "Takes one rule out for an hour."),
-    entry("postpone log -f", "What it decides, one short line each, as it comes."),
+    entry("postpone ctl shadow messages --for 1h", "Puts one rule into shadow mode for an hour."),
+    entry("postpone log -f", "Shows each decision as it is made, one short line each."),
     entry("journalctl -u postpone -g client=192.0.2.7", "Shows every refusal of a client."),
 ];
 
@@ -70,7 +70,8 @@ pub const SIGNALS: &[Entry] = &[
     entry(
         "SIGTERM, SIGINT",
         "Stop. New sessions pass unchecked from then on; open ones are still checked, and may \
-         finish within `server.grace`. Then state is saved. Whatever hangs then is not waited for: the \
+         finish within `server.grace`. Then state is saved. Whatever hangs then is not waited \
+         for: the \
          daemon ends a second after the grace, or when the disk has not answered for ten seconds \
          while state is saved. A second signal ends it at once, whatever is not saved.",
     ),
@@ -80,15 +81,17 @@ pub const SIGNALS: &[Entry] = &[
 pub const SERVE_EXITS: &[Exit] = &[
     ended(0, "Stopped by a signal."),
     ended(exit::USAGE, "The command line is wrong."),
-    ended(exit::SYSTEM, "The system refused what every daemon needs, or a thread has failed."),
+    ended(exit::SYSTEM, "The operating system refused a resource, or a thread has failed."),
     ended(
         exit::OUTPUT,
-        "An address or a socket could not be opened; those of [control] only if the file names them.",
+        "An address or a socket could not be opened; those of [control] only if the file names \
+         them.",
     ),
     ended(exit::STATE, "The state cannot be used, or was not saved completely."),
     ended(
         exit::UNFINISHED,
-        "Told to stop, it ended before everything was done: something hung, or it was told twice. The \
+        "Told to stop, it ended before everything was done: something hung, or it was told twice. \
+         The \
          last line of the log says what.",
     ),
     ended(exit::SETTINGS, "The settings cannot be used. Correct them before you start it again."),
@@ -100,22 +103,25 @@ pub const TOOL_EXITS: &[Exit] = &[
     ended(exit::USAGE, "The command line is wrong."),
     ended(
         exit::DATA,
-        "`replay`: a line is no event; its number is given. `state`: the input is damaged, or not of \
+        "`replay`: a line is not an event; its number is given. `state`: the input is damaged, or \
+         not \
+         of \
          the expected kind; the place is given. `ctl`, `explain`: the daemon cannot do what was \
          asked: there is no such listener or id, or the time has passed or is too far ahead.",
     ),
     ended(exit::INPUT, "`state import`: the input cannot be read."),
     ended(
         exit::UNAVAILABLE,
-        "`ctl`, `explain`: no daemon answers. `log`: the journal or the file cannot be read. `setup`: there is no Postfix, or it could not be \
+        "`ctl`, `explain`: no daemon answers. `log`: the journal or the file cannot be read. \
+         `setup`: there is no Postfix, or it could not be \
          reloaded.",
     ),
     ended(exit::OUTPUT, "`state export`, `setup`: a file could not be written."),
     ended(
         exit::STATE,
-        "`state`: the state cannot be used: it does not exist, a daemon uses it, or a later version \
-         wrote it. Others: something could not be read, or the output could not be written; nothing is said of \
-         a reader that has seen enough, such as `head`.",
+        "`state`: the state cannot be used: it does not exist, a daemon uses it, or a later \
+         version \
+         wrote it. Others: something could not be read, or the output could not be written; a pipe that `head` has closed prints no error.",
     ),
     ended(exit::PROTOCOL, "`ctl`, `explain`: the answer is not from a daemon of this version."),
     ended(
@@ -139,7 +145,8 @@ pub const FILES: &[Entry] = &[
     ),
     entry(
         "/run/postpone/control.sock",
-        "The control socket, for `ctl` and `explain`. Root, the daemon's own user, the owner of the \
+        "The control socket, for `ctl` and `explain`. Root, the daemon's own user, the owner of \
+         the \
          socket and its group may use it.",
     ),
     entry(
@@ -161,7 +168,8 @@ pub const VARIABLES: &[Entry] = &[
     ),
     entry(
         "LISTEN_FDS",
-        "The number of sockets that systemd passes already open (sd_listen_fds(3)). Each serves the \
+        "The number of sockets that systemd passes already open (sd_listen_fds(3)). Each serves \
+         the \
          [[listen]] of its address, so that sessions wait during a restart instead of passing \
          unchecked.",
     ),
