@@ -202,7 +202,15 @@ fn rule(f: &mut Formatter<'_>, rule: &Rule) -> fmt::Result {
         Mode::Shadow => (rule.shadowed, rule.refused, "while it was enforced"),
         Mode::Enforce | Mode::Off => (rule.refused, rule.shadowed, "while in shadow"),
     };
-    let (name, [hour, total]) = (&rule.name, [of_mode.hour, of_mode.total].map(number));
+    let [hour, total] = [of_mode.hour, of_mode.total].map(number);
+    // A name without room beside the numbers has a line to itself.
+    let name = match rule.name.chars().count() {
+        ..22 => &*rule.name,
+        _ => {
+            writeln!(f, "{}", rule.name)?;
+            ""
+        }
+    };
     writeln!(f, "{name:22}{hour:>10}{total:>13}  {}", rule.mode.name())?;
     if other.total > 0 {
         let [hour, total] = [other.hour, other.total].map(number);
@@ -382,7 +390,11 @@ table         NEARLY FULL: pending: 9 of 10
 
     #[test]
     fn all_of_it_is_shown_on_request_and_fits_a_terminal() {
-        let text = status(&told(), Detail::All).to_string();
+        let mut told = told();
+        let name = "a-limit-with-a-name-of-many-words-that-somebody-has-chosen";
+        told.rules.push(Rule { name: name.into(), ..Rule::default() });
+        let text = status(&told, Detail::All).to_string();
+        assert!(text.contains(&format!("\n{name}\n                               0 ")), "{text}");
         for line in
             ["quiet ", "table         meters: 5 of 10", "sensor        load average 0.35 a core"]
         {
