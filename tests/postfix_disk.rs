@@ -122,7 +122,7 @@ fn a_disk_that_hangs_at_the_start_stops_no_mail_and_what_was_kept_counts_once_it
             let mut waiting = greeted(&postfix, BERT);
 
             drop(hanging);
-            daemon.line("state", |line| line.contains("state has answered"));
+            daemon.line("state", |line| line.contains("the state folder answers"));
             wait_until("state to be loaded", || {
                 (daemon.metric("postpone_state_loading", &[]) == 0.0).then_some(())
             });

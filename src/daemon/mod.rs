@@ -201,7 +201,7 @@ impl Daemon<'_> {
                 self.service.alive_while(&running.lateness, saved).await;
                 keeper.finish().map_err(Trouble::Unsaved)?;
             }
-            State::Awaited(_) => warn!("state has not answered: nothing is saved"),
+            State::Awaited(_) => warn!("the state folder does not answer: nothing is saved"),
             State::None | State::Open(..) => {}
         }
         end.last();
@@ -288,7 +288,7 @@ impl Daemon<'_> {
         engine.take_over(&before.engine, &self.sockets.listeners);
         self.tell(&engine);
         let running = self.start(&engine)?;
-        info!("state has answered: it is known from now on what was kept");
+        info!("the state folder answers: saved state is in use from now on");
         if before.was_reloaded() {
             running.ask_for_a_reload();
         }
