@@ -328,6 +328,26 @@ fn an_allowlist_without_loopback_is_warned_of() {
     assert_eq!(allow("\"127.0.0.0/8\", \"::1\", \"192.0.2.0/24\""), "");
 }
 
+#[test]
+fn colours_are_for_a_terminal_that_has_them_and_who_wants_none_gets_none() {
+    let folder = Folder::new("check");
+    let file = folder.write("wrong.toml", "[server]\ngrace = 5\n");
+    let command = format!("'{}' check '{}'", env!("CARGO_BIN_EXE_postpone"), file.display());
+    let said = |variables: [(&str, &str); 2]| {
+        let mut script = Command::new("script"); // it gives a terminal
+        script.args(["--quiet", "--return", "--command", &command, "/dev/null"]);
+        let output = script.stdin(std::process::Stdio::null()).envs(variables).output();
+        let output = output.expect("script: apt-get install bsdutils");
+        assert_eq!(output.status.code(), Some(BAD_SETTINGS));
+        text(&output.stdout)
+    };
+    let coloured = |variables| said(variables).contains('\x1b');
+    assert!(coloured([("TERM", "xterm"), ("NO_COLOR", "")]));
+    assert!(!coloured([("TERM", "xterm"), ("NO_COLOR", "1")]));
+    assert!(!coloured([("TERM", "dumb"), ("NO_COLOR", "")]));
+    assert!(said([("TERM", "dumb"), ("NO_COLOR", "")]).contains("error: server.grace: "));
+}
+
 /// Runs `check` as the host's root sees it, but with these users.
 fn check_with_users(users: &str, groups: &str, folder: &Folder, file: &Path) -> String {
     let [users, groups] = [("passwd", users), ("group", groups)].map(|(name, more)| {

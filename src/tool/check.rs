@@ -62,9 +62,11 @@ pub fn check(
     Ok(Verdict::Usable)
 }
 
-/// A report for standard error: with colours on a terminal, unless NO_COLOR is set (no-color.org).
+/// A report for standard error: with colours on a terminal that has them, unless NO_COLOR is set
+/// (no-color.org).
 fn shown(report: &crate::config::read::Report) -> String {
-    let plain = std::env::var_os("NO_COLOR").is_some_and(|set| !set.is_empty());
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|set| !set.is_empty())
+        || std::env::var_os("TERM").is_none_or(|terminal| terminal == "dumb");
     match io::stderr().is_terminal() && !plain {
         true => format!("{report:#}"),
         false => report.to_string(),
