@@ -33,7 +33,7 @@ use crate::smtp::reply::Reply;
 /// Our own trouble. In each the mail passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// A decision panicked.
+    /// A decision panicked, or a connection, or a thread that is started again.
     Panic,
     /// A client without an address we can read.
     Address,

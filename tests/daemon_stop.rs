@@ -6,13 +6,14 @@
 mod support;
 
 use std::fs;
+use std::process::Command;
 
 use postpone::exit;
 use rustix::process::Signal;
 use support::daemon::Daemon;
 use support::hang::Hanging;
 use support::milter::*;
-use support::{Folder, wait_until};
+use support::{Folder, as_root, wait_until};
 
 /// One limit, which is only kept for a restart, and a short grace.
 const POLICY: &str = r#"
@@ -137,6 +138,59 @@ fn nobody_waits_for_a_log_that_nobody_reads() {
     assert_eq!(daemon.exit_code(), Some(0));
     daemon.log_is_read(true);
     state_was_saved(&folder);
+}
+
+/// As on a network file system whose server is gone.
+#[test]
+fn a_list_that_hangs_holds_up_nothing_but_its_reload_and_not_for_ever() {
+    let folder = Folder::new("list");
+    let list = folder.write("allow.list", "192.0.2.0/24\n");
+    let policy = format!("{POLICY}[access]\nallow = [\"file:{}\"]\n", list.display());
+    let mut daemon = Daemon::start(&policy);
+    let dead = Hanging::at_path(daemon.pid(), list.to_str().unwrap(), "openat");
+    daemon.signal(Signal::HUP);
+    thread(&daemon, "reload");
+    // Metrics, status and mail go on meanwhile.
+    assert_eq!(daemon.metric("postpone_reloads_total", &[]), 0.0);
+    assert!(daemon.told(&["status"]).contains("last asked"));
+    assert_eq!(sends(&daemon, "192.0.2.7"), "continue");
+    daemon.line("a word", |line| line.contains("not reloaded") && line.contains("within 10 s"));
+    let again = daemon.ctl(&["reload"]);
+    let said = String::from_utf8_lossy(&again.stderr);
+    assert!(said.contains("the reload before is still reading"), "{said}");
+    daemon.signal(Signal::TERM);
+    dead.until_the_end(daemon.pid());
+    assert_eq!(daemon.exit_code(), Some(0));
+}
+
+/// A user that may have so many threads, and has no others.
+#[test]
+fn a_thread_that_cannot_be_started_ends_the_daemon_with_a_word() {
+    as_root(); // nobody else can be another user
+    let folder = Folder::new("threads");
+    let file = folder.write(
+        "postpone.toml",
+        "[[listen]]\nmilter = \"inet:127.0.0.1:0\"\n[state]\npath = \"none\"\n\
+         [control]\nhttp = \"none\"\nsocket = \"none\"\n[log]\nformat = \"text\"\n",
+    );
+    // It must reach the program, wherever the checkout is.
+    let program = folder.path().join("postpone");
+    fs::copy(env!("CARGO_BIN_EXE_postpone"), &program).unwrap();
+    let user = 60_000 + std::process::id() % 5_000;
+    // The main thread, the log's, the end's, a worker.
+    for (threads, what) in [(1, "the log's thread"), (2, "watch over the end"), (3, "a worker")] {
+        let limits = format!("--nproc={threads}:{threads}");
+        let user = user.to_string();
+        let output = Command::new("timeout")
+            .args(["60", "setpriv", "--reuid", &user, "--clear-groups", "prlimit", &limits])
+            .args([program.to_str().unwrap(), "serve", "--config"])
+            .arg(&file)
+            .output()
+            .expect("timeout (coreutils), setpriv and prlimit (util-linux)");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(exit::SYSTEM.into()), "{threads} threads: {said}");
+        assert!(said.contains(what), "{threads} threads: {said}");
+    }
 }
 
 #[test]

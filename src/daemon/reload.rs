@@ -20,6 +20,7 @@ use crate::engine::Engine;
 use crate::front::control::protocol::Reloaded;
 use crate::policy::Policy;
 use crate::setting::{Complaint, Severity};
+use crate::telemetry::Failure;
 
 /// How long reading may take. `postpone ctl reload` waits for fifteen seconds.
 const LONGEST_READ: Duration = Duration::from_secs(10);
@@ -77,7 +78,10 @@ impl Reloads<'_> {
         let seconds = LONGEST_READ.as_secs();
         match timeout(LONGEST_READ, told).await {
             Ok(Ok(read)) => read,
-            Ok(Err(_)) => Err(Refused::Unread("a fault of ours".into())),
+            Ok(Err(_)) => {
+                self.engine.failed(Failure::Panic, &"the settings could not be read");
+                Err(Refused::Unread("a fault of ours, see the log".into()))
+            }
             Err(_) => Err(Refused::Unread(format!(
                 "the settings or a list they name could not be read within {seconds} s: does the \
                  disk answer?"

@@ -187,7 +187,11 @@ impl Serving {
                 conversation.await;
                 drop(place);
             });
-            while connections.try_join_next().is_some() {}
+            while let Some(ended) = connections.try_join_next() {
+                if let Err(panicked) = ended {
+                    engine.failed(Failure::Panic, &panicked);
+                }
+            }
         }
         drop(socket);
         let mut ended = pin!(async { while connections.join_next().await.is_some() {} });

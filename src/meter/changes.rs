@@ -89,6 +89,12 @@ impl Changes {
         self.done(keys.len());
     }
 
+    /// What was taken is lost, and how much of it was written is not known.
+    pub fn lose(&self) {
+        self.in_hand.store(0, Ordering::Relaxed);
+        self.miss();
+    }
+
     /// How many keys are noted, or taken and not written yet.
     pub fn behind(&self) -> usize {
         self.len() + self.in_hand.load(Ordering::Relaxed)

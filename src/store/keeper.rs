@@ -196,7 +196,7 @@ impl Writer {
                 }
             }
             if let Some(opened) = &backend
-                && let Err(fault) = caught(|| self.work(opened, &mut stopping))
+                && let Err(fault) = self.work_or_say(opened, &mut stopping)
             {
                 self.trouble("cannot be written", &fault);
                 backend = None;
@@ -232,6 +232,7 @@ impl Writer {
             Some(opened) => self.finish(&opened),
             None => self.open().and_then(|opened| self.finish(&opened)),
         });
+        let saved = saved.and_then(|saved| saved);
         if let Err(fault) = &saved {
             self.trouble("cannot be saved", fault);
         }
@@ -322,6 +323,16 @@ impl Writer {
                 engine.failed(Failure::State, &format_args!("state: {what}: {error}"));
             }
         }
+    }
+
+    /// The same, where a panic of ours is a fault like others: it is said, and all is tried again.
+    fn work_or_say(&mut self, backend: &Opened, stopping: &mut bool) -> Result<(), Fault> {
+        caught(|| self.work(backend, stopping)).unwrap_or_else(|panicked| {
+            for (_, table) in &self.books.tables {
+                table.changes().inspect(|changes| changes.lose());
+            }
+            Err(panicked)
+        })
     }
 
     /// Reads what was not read yet, and writes what has changed.
@@ -584,7 +595,12 @@ impl Writer {
 
     /// Gives space back if much of it is wasted, on a thread of its own: it takes its time.
     fn look_at_space(&mut self, backend: &Opened) {
-        let busy = self.compactor.as_ref().is_some_and(|thread| !thread.is_finished());
+        if let Some(ended) = self.compactor.take_if(|thread| thread.is_finished())
+            && ended.join().is_err()
+        {
+            self.trouble("cannot be compacted", &panicked());
+        }
+        let busy = self.compactor.is_some();
         let entries = self.books.engine.memory().kept_entries() as u64;
         if busy || backend.bytes() < BYTES_BESIDES + entries * BYTES_AN_ENTRY {
             return;
@@ -602,7 +618,7 @@ impl Writer {
         };
         match thread::Builder::new().name("compact".into()).spawn(compact) {
             Ok(thread) => self.compactor = Some(thread),
-            Err(error) => self.trouble("cannot be made smaller", &Fault::Unable(error)),
+            Err(error) => self.trouble("cannot be compacted", &Fault::Unable(error)),
         }
     }
 }
@@ -613,7 +629,7 @@ impl Books {
             return Ok(());
         }
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        backend.commit(batch)?;
+        caught(|| backend.commit(batch))??;
         self.pulse.beat();
         self.engine.telemetry().state_wrote(batch.len());
         batch.clear();
@@ -677,10 +693,13 @@ impl Books {
 /// How often a long load is told of.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
-/// A panic of ours is a fault like others: it is said, and all is tried again.
-fn caught(what: impl FnOnce() -> Result<(), Fault>) -> Result<(), Fault> {
-    let panicked = |_| Err(Fault::Unable(io::Error::other("a fault of ours, see the log")));
-    catch_unwind(AssertUnwindSafe(what)).unwrap_or_else(panicked)
+/// What comes of this, or that it has panicked.
+fn caught<T>(what: impl FnOnce() -> T) -> Result<T, Fault> {
+    catch_unwind(AssertUnwindSafe(what)).map_err(|_| panicked())
+}
+
+fn panicked() -> Fault {
+    Fault::Unable(io::Error::other("a fault of ours, see the log"))
 }
 
 /// There is nothing to wait for.

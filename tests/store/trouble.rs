@@ -111,6 +111,22 @@ fn while_the_disk_is_full_mail_flows_and_when_there_is_room_everything_is_writte
 }
 
 #[test]
+fn a_panic_while_it_is_written_is_said_and_all_of_it_is_written_after_it() {
+    let (shelf, clock) = (Shelf::default(), clock());
+    let host = Host::started(&shelf, &clock, GREYLIST);
+    let mut panics = [true, true, false].into_iter();
+    shelf.plan(move |call| match call {
+        Call::Commit if panics.next() == Some(true) => panic!("a fault of ours"),
+        _ => Fate::Done,
+    });
+    host.gets_to_know(1, "anna");
+    host.flushed(&shelf);
+    is_written(&host, &shelf);
+    assert_eq!(host.failures(), 2.0);
+    host.stop().unwrap();
+}
+
+#[test]
 fn a_commit_that_was_done_but_failed_does_no_harm_when_it_is_done_again() {
     let (shelf, clock) = (Shelf::default(), clock());
     let host = Host::started(&shelf, &clock, GREYLIST);

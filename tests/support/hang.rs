@@ -1,7 +1,7 @@
 //! Makes what the daemon waits for hang, as a dead disk does: `strace` holds the system calls that are
 //! named before they begin, and whoever makes one stands still.
 
-use super::wait_until;
+use super::{as_root, wait_until};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -29,6 +29,7 @@ impl Hanging {
     }
 
     fn strace(more: &[&str], id: u32, calls: &str) -> Self {
+        as_root(); // who else may trace depends on the host
         let mut strace =
             Command::new("setpriv") // so that it ends even when we are killed
                 .args(["--pdeathsig", "KILL", "--", "strace", "-o", "/dev/null"])

@@ -40,14 +40,19 @@ pub fn as_root() {
 
 /// Waits until `condition` yields a value. It is the only place that polls, for what has no event
 /// we could block on: a port that opens, a file that appears, a counter that falls.
+pub fn wait_until<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    wait_for(PATIENCE, what, condition)
+}
+
+/// The same with another guard, for what takes the kernel that long.
 #[allow(clippy::disallowed_methods, reason = "the pause between two looks")]
-pub fn wait_until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub fn wait_for<T>(patience: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let passed = stopwatch();
     loop {
         if let Some(value) = condition() {
             return value;
         }
-        assert!(passed() < PATIENCE, "gave up waiting for {what}");
+        assert!(passed() < patience, "gave up waiting for {what}");
         thread::sleep(Duration::from_millis(10));
     }
 }
