@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use postpone::clock::{Clock, SystemClock};
-use postpone::config::{Checked, Named, Settings, Unusable};
+use postpone::config::{Checked, Settings, Unusable};
 use postpone::daemon;
 use postpone::exit;
 use postpone::front::control::protocol::Request;
@@ -104,10 +104,10 @@ fn say(error: &clap::Error) -> ExitCode {
 /// The settings in the file, or the built-in ones where there is none. What is wrong with them is
 /// said on standard error; nothing comes back if they cannot be used.
 fn settings(file: Option<PathBuf>) -> Option<Settings> {
-    let (settings, report) = match file.map(|file| Settings::load(&file)) {
-        None => return Some(Settings::default()),
-        Some(Ok(checked)) => (Some(checked.settings), checked.report),
-        Some(Err(Unusable(report))) => (None, report),
+    let read = file.map_or_else(Settings::built_in, |file| Settings::load(&file));
+    let (settings, report) = match read {
+        Ok(checked) => (Some(checked.settings), checked.report),
+        Err(Unusable(report)) => (None, report),
     };
     let _ = write!(io::stderr(), "{report}");
     settings
@@ -203,13 +203,14 @@ fn serve(file: Option<PathBuf>) -> ExitCode {
             return exit::SYSTEM.into();
         }
     };
-    let Some(file) = file else {
-        return daemon::serve(early, Settings::default(), Named::default(), DEFAULT_FILE.into());
-    };
-    match Settings::load(&file) {
-        Ok(Checked { settings, report, named }) => {
+    let read = file.as_deref().map_or_else(Settings::built_in, Settings::load);
+    match read {
+        Ok(Checked { settings, report, named, can_be_taken, .. }) => {
             say(&report);
-            daemon::serve(early, settings, named, file)
+            if let Some(why) = can_be_taken {
+                say(&format_args!("warning: {why}\n"));
+            }
+            daemon::serve(early, settings, named, file.unwrap_or_else(|| DEFAULT_FILE.into()))
         }
         Err(Unusable(report)) => {
             say(&report);

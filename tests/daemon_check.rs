@@ -129,7 +129,11 @@ fn good_settings_are_good_and_a_warning_does_not_make_them_bad() {
     let output = check(&folder.write("empty.toml", ""));
     assert_eq!(output.status.code(), Some(0));
     assert!(text(&output.stdout).contains("empty.toml: the settings can be used"));
-    assert_eq!(text(&output.stderr), "");
+    let said = text(&output.stderr);
+    assert!(said.starts_with("warning: no [[listen]], so the milter is on inet:127.0.0.1:7421: "));
+    assert_eq!(said.lines().count(), 1, "{said}");
+    let listening = "[[listen]]\nmilter = \"unix:/run/postpone/own.sock\"\n";
+    assert_eq!(text(&check(&folder.write("listening.toml", listening)).stderr), "");
 
     let slowing = "[greylist]\nreply = \"451 4.7.1 Unusual rate; retry in {wait} seconds\"\n";
     let output = check(&folder.write("slowing.toml", slowing));
@@ -151,7 +155,9 @@ fn the_settings_in_force_can_be_printed_and_used() {
     // None is named, and none is installed where tests are run.
     let built_in = print(&[]);
     let said = text(&postpone(&["check"]).stderr);
-    assert_eq!(said, "no settings file: the built-in settings hold\n");
+    assert!(
+        said.starts_with("no settings file: the built-in settings hold\nwarning: no [[listen]]")
+    );
     for key in ["[server]", "[[listen]]", "max_pending_per_network = 10000", "window = \"2d\""] {
         assert!(built_in.contains(key), "{key} in {built_in}");
     }
@@ -317,7 +323,8 @@ fn a_limit_of_ones_own_does_not_remove_the_built_in_ones_in_silence() {
 fn an_allowlist_without_loopback_is_warned_of() {
     let folder = Folder::new("check");
     let allow = |list: &str| {
-        let file = folder.write("allow.toml", &format!("[access]\nallow = [{list}]\n"));
+        let listen = "[[listen]]\nmilter = \"unix:/run/postpone/own.sock\"\n";
+        let file = folder.write("allow.toml", &format!("{listen}[access]\nallow = [{list}]\n"));
         let output = check(&file);
         assert_eq!(output.status.code(), Some(0));
         text(&output.stderr)
@@ -376,8 +383,9 @@ fn a_file_that_the_daemons_user_may_not_read_is_warned_of_and_the_kernel_says_wh
     };
     mode(folder.path(), 0o755);
     let list = folder.write("allow.list", "127.0.0.0/8\n::1\n");
-    let file = folder
-        .write("postpone.toml", &format!("[access]\nallow = [\"file:{}\"]\n", list.display()));
+    let listen = "[[listen]]\nmilter = \"unix:/run/postpone/own.sock\"\n";
+    let access = format!("{listen}[access]\nallow = [\"file:{}\"]\n", list.display());
+    let file = folder.write("postpone.toml", &access);
     let user = format!("postpone:x:{POSTPONE}:{POSTPONE}::/:/bin/false");
     let said = |group: &str| check_with_users(&user, group, &folder, &file);
     let warning =

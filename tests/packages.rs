@@ -17,6 +17,7 @@ mod files;
 use std::net::TcpStream;
 use std::process::Command;
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use container::{CLIENT, Container, GIVEN, STRANGER};
 use files::{Package, checkout, files, made};
@@ -294,21 +295,19 @@ fn killed_or_hung_it_is_started_again_and_mail_passes_meanwhile() {
     assert!(journal.contains("Watchdog timeout"), "{journal}");
 }
 
-/// As docs/systemd.md says it.
+/// As docs/systemd.md says it for other sockets.
 fn hold_sockets(container: &Container) {
-    container.does("systemctl stop postpone.service");
-    container.does("systemctl enable --now postpone.socket");
+    container.does("systemctl stop postpone.socket postpone.service");
     container.does("systemctl start postpone.service");
 }
 
 #[test]
-fn with_the_socket_held_by_systemd_a_restart_refuses_no_session() {
+fn a_restart_refuses_no_session() {
     let container = host(Package::Deb, "new");
     known(&container);
     // Whoever is not served is told, instead of passing.
     let strict = "s/default_action=accept/default_action=tempfail/";
     container.does(&format!("sed --in-place {strict} /etc/postfix/main.cf && postfix reload"));
-    hold_sockets(&container);
 
     // Stopped, the first session starts it.
     container.does("systemctl stop postpone.service");
@@ -322,7 +321,7 @@ fn with_the_socket_held_by_systemd_a_restart_refuses_no_session() {
     let journal = container.does("journalctl --unit=postpone --output=cat");
     assert!(journal.matches("stopped").count() >= 2, "{journal}");
     let mail_log = container.does("journalctl --unit='postfix*' --output=cat");
-    assert!(!mail_log.contains("milter inet:127.0.0.1:7421: "), "{mail_log}");
+    assert!(!mail_log.contains("milter unix:postpone/milter.sock: "), "{mail_log}");
 }
 
 #[test]
@@ -370,7 +369,7 @@ fn a_postfix_in_its_chroot_asks_by_a_unix_socket_with_the_drop_in() {
     let container = host(Package::Deb, "new");
     container.does("postpone setup postfix --undo");
     container.does("postconf -F smtp/inet/chroot=y");
-    let listen = "[[listen]]\nmilter = \"unix:/var/spool/postfix/postpone/milter.sock\"\n\
+    let listen = "[[listen]]\nmilter = \"unix:/var/spool/postfix/postpone/own.sock\"\n\
                   socket_group = \"postfix\"\nsocket_mode = \"0660\"\n";
     container.write(FILE, &format!("{SETTINGS}{listen}"));
     container.does("install -d -o postpone -g postfix -m 0750 /var/spool/postfix/postpone");
@@ -379,7 +378,7 @@ fn a_postfix_in_its_chroot_asks_by_a_unix_socket_with_the_drop_in() {
     container.does(&format!("mkdir -p {place} && cp {example} {place}/"));
     container.does("systemctl daemon-reload; systemctl restart postpone");
     let said = container.does("postpone setup postfix --apply");
-    assert!(said.contains("unix:postpone/milter.sock"), "{said}");
+    assert!(said.contains("unix:postpone/own.sock"), "{said}");
     // This host's Postfix is not called as the settings say, and looks up no names.
     let others = ["[server] hostname is", "smtpd_peername_lookup = no"];
     let warnings = said.lines().filter(|line| line.starts_with("warning: "));
@@ -389,14 +388,219 @@ fn a_postfix_in_its_chroot_asks_by_a_unix_socket_with_the_drop_in() {
     known(&container);
 }
 
+const SOCKETS: [&str; 2] = [POSTFIX_ASKS, "/run/postpone-sendmail/milter.sock"];
+const POSTFIX_ASKS: &str = "/var/spool/postfix/postpone/milter.sock";
+
+/// Bob, who may do nothing but log in, wants to be asked instead of postpone: he tries for as long as
+/// there is a file `/tmp/try`, by every way he has, and answers whom he gets with a refusal.
+const STRANGE: &str = r#"use strict; use Socket; use Errno;
+my @sockets = @ARGV;
+open my $log, '>>', '/tmp/strange' or die; select $log; $| = 1;
+print "begun\n";
+my $try;
+do {
+    $try = -e '/tmp/try';
+    for my $path (@sockets) {
+        my $folder = $path =~ s{/[^/]*$}{}r;
+        socket(my $socket, AF_UNIX, SOCK_STREAM, 0) or die;
+        print "bound $path\n" if bind($socket, pack_sockaddr_un($path));
+        print "removed $path\n" if unlink $path;
+        print "moved $path\n" if rename $path, "$path.bob";
+        print "moved $folder\n" if rename $folder, "$folder.bob";
+        print "made $folder\n" if mkdir $folder;
+        socket(my $client, AF_UNIX, SOCK_STREAM, 0) or die;
+        print "reached $path\n" if connect($client, pack_sockaddr_un($path));
+    }
+    select undef, undef, undef, 0.002;
+} while $try;
+print "ended\n";
+"#;
+
+/// Bob begins to try, also at the next boot.
+fn bob_tries(container: &Container) {
+    container.write("/home/bob/strange.pl", STRANGE);
+    let sockets = SOCKETS.join(" ");
+    let command = format!("perl /home/bob/strange.pl {sockets}");
+    container.does("touch /tmp/try && chmod 0666 /tmp/try");
+    container.does(&format!("setsid runuser --user bob -- {command} >/dev/null 2>/tmp/failed &"));
+    container.until("grep begun /tmp/strange");
+}
+
+/// What he got until now: nothing.
+fn bob_got_nothing(container: &Container) {
+    container.does("rm /tmp/try");
+    container.until("grep ended /tmp/strange");
+    assert_eq!(container.read("/tmp/strange"), "begun\nended\n");
+    container.does("rm /tmp/strange");
+}
+
+fn nobody_else_gets_the_sockets(package: Package) {
+    let container = host(package, "new");
+    container.does("postconf -F smtp/inet/chroot=y && postfix reload");
+    known(&container);
+    let owner = container.does(&format!("stat --format='%U %G %a' {}", SOCKETS.join(" ")));
+    assert_eq!(owner, "root postfix 660\nroot root 660\n");
+
+    bob_tries(&container);
+    // Crashed: a session meanwhile waits, and is judged by postpone alone.
+    container.does("systemctl kill --kill-whom=main --signal=KILL postpone");
+    let told = newcomer(&container);
+    assert!(
+        told.starts_with("250") || told.starts_with("451 4.7.1 throttle.example.org"),
+        "{told}"
+    );
+    is_asked(&container);
+    // Upgraded.
+    container.does(&package.again());
+    container.until("systemctl is-active postpone");
+    known_already(&container);
+    // Stopped, Postfix finds nobody and lets mail pass.
+    container.does("systemctl stop postpone.socket postpone.service");
+    for socket in SOCKETS {
+        container.does(&format!("! test -e {socket}"));
+    }
+    is_away(&container);
+    container.does("systemctl start postpone.service");
+    known_already(&container);
+    container.does(package.remove());
+    is_away(&container);
+    bob_got_nothing(&container);
+}
+
+/// What a sender is told whom nobody has seen yet.
+fn newcomer(container: &Container) -> String {
+    static NUMBER: AtomicU8 = AtomicU8::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    // In letters: two addresses that differ by a number are one mailing list's.
+    let [first, second] = [number / 26, number % 26].map(|letter| char::from(b'a' + letter));
+    container.send_from(STRANGER, &format!("{first}new{second}comer@example.net"))
+}
+
+/// Newcomers are told to come back, by postpone: from when it has read its state again.
+fn is_asked(container: &Container) {
+    let told = "451 4.7.1 throttle.example.org First contact; retry in ";
+    wait_until("a newcomer to be told to wait", || {
+        newcomer(container).starts_with(told).then_some(())
+    });
+}
+
+/// A newcomer is let in, as nobody is asked.
+fn is_away(container: &Container) {
+    let told = newcomer(container);
+    assert!(told.starts_with("250"), "{told}");
+}
+
+/// Who has been let in once is, and a newcomer waits: postpone is asked.
+fn known_already(container: &Container) {
+    passes(container, CLIENT);
+    is_asked(container);
+}
+
+#[test]
+fn nobody_else_gets_the_sockets_of_the_deb() {
+    nobody_else_gets_the_sockets(Package::Deb);
+}
+
+#[test]
+fn nobody_else_gets_the_sockets_of_the_rpm() {
+    nobody_else_gets_the_sockets(Package::Rpm);
+}
+
+/// cron and lingering users begin with multi-user.target at the earliest.
+#[test]
+fn at_boot_the_sockets_are_held_before_any_user_runs() {
+    let container = host(Package::Deb, "new");
+    let order = |unit: &str, property: &str| {
+        container.does(&format!("systemctl show --value --property {property} {unit}"))
+    };
+    assert!(order("postpone.socket", "Before").contains("sockets.target"));
+    assert!(order("sockets.target", "Before").contains("basic.target"));
+    assert!(
+        order("user@1000.service", "After").contains("basic.target")
+            || order("systemd-user-sessions.service", "After").contains("basic.target")
+    );
+    // As a boot finds it: a file that a crash has left, no folder of /run, and bob there already.
+    container.does("systemctl stop postpone.socket postpone.service");
+    container.does(
+        "rm --recursive --force /run/postpone-sendmail &&
+         perl -MSocket -e 'socket(my $s, AF_UNIX, SOCK_STREAM, 0); bind($s, pack_sockaddr_un($ARGV[0])) or die' \
+             /var/spool/postfix/postpone/milter.sock",
+    );
+    bob_tries(&container);
+    is_away(&container);
+    container.does("systemctl start multi-user.target");
+    container.until("systemctl is-active postpone.service");
+    known(&container);
+    bob_got_nothing(&container);
+}
+
+/// Postfix asks the port, as it was told by an earlier version.
+fn an_old_set_up_goes_on_and_is_told_how_to_move(package: Package) {
+    let container = host(package, "old");
+    known(&container);
+    let main = container.does("postconf -h smtpd_milters");
+    assert!(main.contains("inet:127.0.0.1:7421"), "{main}");
+
+    let said = container.does(&package.upgrade("new"));
+    assert!(said.contains("systemctl disable --now postpone-port.socket"), "{said}");
+    assert_eq!(container.does("postconf -h smtpd_milters"), main);
+    container.until("systemctl is-active postpone.service");
+    known_already(&container);
+    let journal = container.does("journalctl --unit=postpone --output=cat");
+    assert!(journal.contains("any local user can take it"), "{journal}");
+    let checked = container.does("postpone check");
+    assert!(checked.contains("postpone-port.socket"), "{checked}");
+    // From now on systemd holds the port too: bob does not get it from one that has crashed.
+    container.does("systemctl kill --kill-whom=main --signal=KILL postpone");
+    container.refuses(
+        "runuser --user bob -- perl -MSocket -e 'socket(my $s, AF_INET, SOCK_STREAM, 0);
+         bind($s, pack_sockaddr_in(7421, inet_aton(q(127.0.0.1)))) or die'",
+    );
+    known_already(&container);
+
+    let moved = container.does("postpone setup postfix --apply");
+    assert!(moved.contains("unix:postpone/milter.sock"), "{moved}");
+    container.does("systemctl disable --now postpone-port.socket; systemctl restart postpone");
+    container.refuses("ss --listening --numeric --tcp | grep 7421");
+    known_already(&container);
+    let checked = container.does("postpone check");
+    assert!(!checked.contains("7421"), "{checked}");
+}
+
+#[test]
+fn an_old_set_up_goes_on_and_is_told_how_to_move_with_the_deb() {
+    an_old_set_up_goes_on_and_is_told_how_to_move(Package::Deb);
+}
+
+#[test]
+fn an_old_set_up_goes_on_and_is_told_how_to_move_with_the_rpm() {
+    an_old_set_up_goes_on_and_is_told_how_to_move(Package::Rpm);
+}
+
+/// Each session would start it again, and wait meanwhile.
+#[test]
+fn with_settings_that_it_cannot_use_at_its_start_mail_passes() {
+    let container = host(Package::Deb, "new");
+    container.write(FILE, "[greylist]\nmode = \"on\"\n");
+    container.does("systemctl stop postpone.service");
+    passes(&container, STRANGER);
+    container.until("test \"$(systemctl is-active postpone.socket)\" = failed");
+    passes(&container, STRANGER);
+    container.write(FILE, SETTINGS);
+    container.does("systemctl restart postpone.service");
+    known(&container);
+}
+
 fn a_host_whose_socket_systemd_holds_is_upgraded_and_freed(package: Package) {
     let container = host(package, "old");
-    hold_sockets(&container);
+    container.does("systemctl stop postpone.service && systemctl enable --now postpone.socket");
+    container.does("systemctl start postpone.service");
     container.does(&package.upgrade("new"));
-    container.does("systemctl is-active postpone.socket postpone.service");
+    container.does("systemctl is-active postpone.socket postpone-port.socket postpone.service");
     known(&container);
     container.does(package.remove());
     container.refuses("systemctl is-active postpone.socket");
+    container.refuses("systemctl is-active postpone-port.socket");
     container.refuses("ss --listening --numeric --tcp | grep 7421");
     passes(&container, STRANGER);
     container.refuses("systemctl is-active postpone.service");
@@ -475,8 +679,9 @@ fn the_queue_can_be_counted_with_the_drop_in_and_not_without() {
 #[test]
 fn systemd_finds_the_units_sound_and_well_confined() {
     let container = host(Package::Deb, "new");
-    let verified =
-        container.does("systemd-analyze verify --man=no postpone.service postpone.socket");
+    let verified = container.does(
+        "systemd-analyze verify --man=no postpone.service postpone.socket postpone-port.socket",
+    );
     assert_eq!(verified, "");
     let analysed = container.does("systemd-analyze security --no-pager postpone.service");
     let overall = analysed.lines().find(|line| line.contains("Overall exposure level")).unwrap();
@@ -536,6 +741,7 @@ fn the_rpm_has_what_it_is_to_have_and_asks_for_what_el_9_has() {
         "/usr/bin/postpone",
         "/usr/lib/systemd/system/postpone.service",
         "/usr/lib/systemd/system/postpone.socket",
+        "/usr/lib/systemd/system/postpone-port.socket",
         "/usr/lib/sysusers.d/postpone.conf",
         "/usr/share/doc/postpone/README.md",
         "/usr/share/doc/postpone/docs/index.md",

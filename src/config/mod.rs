@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use self::read::{Problem, Reader};
 use crate::front::address::{Address, UnixPath};
 use crate::front::listen::{self, Permissions, Protocol};
+use crate::front::packaged::Listening;
 use crate::front::socket_file::Ownership;
 use crate::meter::units::Span;
 use crate::policy::access::Lists;
@@ -344,7 +345,7 @@ impl Settings {
     pub fn load(path: &Path) -> Result<Checked, Unusable> {
         let file = path.display().to_string();
         match fs::read(path).and_then(as_text) {
-            Ok(text) => Self::parse(&file, &text),
+            Ok(text) => Self::parse_on(&Listening::here(), &file, &text),
             Err(error) => {
                 let problem = Problem::whole_file(error.to_string());
                 Err(Unusable(read::Report::new(file, String::new(), vec![problem])))
@@ -352,8 +353,28 @@ impl Settings {
         }
     }
 
+    /// The settings where there is no file.
+    pub fn built_in() -> Result<Checked, Unusable> {
+        Self::parse_on(&Listening::here(), "built-in settings", "")
+    }
+
     /// Reads settings from a text; `file` is its name in messages.
     pub fn parse(file: &str, text: &str) -> Result<Checked, Unusable> {
+        Self::parse_beside(&[listen::Params::default()], file, text)
+    }
+
+    /// Reads settings from a text, on a host that listens so by default.
+    fn parse_on(here: &Listening, file: &str, text: &str) -> Result<Checked, Unusable> {
+        let mut checked = Self::parse_beside(&here.listeners(), file, text)?;
+        checked.can_be_taken = here.warning().filter(|_| checked.names_no_listener);
+        Ok(checked)
+    }
+
+    fn parse_beside(
+        by_default: &[listen::Params],
+        file: &str,
+        text: &str,
+    ) -> Result<Checked, Unusable> {
         let (mut reader, mut root) = Reader::open(text);
         let server = reader.section(&mut root, "server", Server::check);
         let listen = reader.list(&mut root, "listen", listen::Params::check);
@@ -383,7 +404,8 @@ impl Settings {
                 },
             );
         let listeners = listen.clone().filter(|listen| !listen.is_empty());
-        let listeners = listeners.unwrap_or_else(|| vec![listen::Params::default()]);
+        let names_no_listener = listeners.is_none();
+        let listeners = listeners.unwrap_or_else(|| by_default.to_vec());
         let mut earlier = Vec::new();
         let limit = reader.list(&mut root, "limit", |limit: &limit::Params| {
             let mut complaints = limit.check();
@@ -429,7 +451,7 @@ impl Settings {
             state,
             log,
         };
-        Ok(Checked { settings, report, named })
+        Ok(Checked { settings, report, named, names_no_listener, can_be_taken: None })
     }
 
     /// The same settings as TOML, every key spelled out; as comments, the built-in limits that they
@@ -640,6 +662,11 @@ pub struct Checked {
     pub report: read::Report,
     /// What it cannot be served without.
     pub named: Named,
+    /// There is no `[[listen]]`, and so it listens where this host does by default.
+    names_no_listener: bool,
+    /// Why another user might answer the MTA then. It is no mistake in the file, and said where it
+    /// matters: by `check`, and as the daemon starts.
+    pub can_be_taken: Option<String>,
 }
 
 /// What the file names itself. At its default each of these can be done without, where it cannot

@@ -15,6 +15,7 @@ use crate::config::{Control, Named, Settings, host_name, without_dot};
 use crate::engine::Engine;
 use crate::front::address::Address;
 use crate::front::listener::{Bound, Stack};
+use crate::front::packaged::is_packaged;
 use crate::front::passed::Passed;
 use crate::front::socket_file::SocketFile;
 use crate::front::{control, http, listen};
@@ -105,8 +106,9 @@ fn bind(
     }
     let take = |listen: &listen::Params| listen.address().and_then(|(at, _)| passed.take(at));
     let given: Vec<_> = settings.listen.iter().map(take).collect();
-    // Told before anything is bound: it may well be why that fails.
-    for address in passed.left() {
+    // Told before anything is bound: it may well be why that fails. The packages' own sockets are
+    // held whatever the settings name.
+    for address in passed.left().into_iter().filter(|address| !is_packaged(address)) {
         notes.take(move || {
             warn!(
                 address,

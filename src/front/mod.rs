@@ -7,6 +7,7 @@ pub mod http;
 pub mod listen;
 pub mod listener;
 pub mod milter;
+pub mod packaged;
 pub mod passed;
 pub mod policyd;
 pub mod socket_file;

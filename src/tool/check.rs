@@ -28,16 +28,18 @@ pub fn check(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Verdict> {
-    let settings = match file.map(Settings::load) {
-        None => {
-            writeln!(err, "no settings file: the built-in settings hold")?;
-            Settings::default()
-        }
-        Some(Ok(Checked { settings, report, .. })) => {
+    if file.is_none() {
+        writeln!(err, "no settings file: the built-in settings hold")?;
+    }
+    let settings = match file.map_or_else(Settings::built_in, Settings::load) {
+        Ok(Checked { settings, report, can_be_taken, .. }) => {
             write!(err, "{}", shown(&report))?;
+            if let Some(why) = can_be_taken {
+                writeln!(err, "warning: {why}")?;
+            }
             settings
         }
-        Some(Err(Unusable(report))) => {
+        Err(Unusable(report)) => {
             write!(err, "{}", shown(&report))?;
             return Ok(Verdict::Unusable);
         }

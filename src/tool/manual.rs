@@ -168,9 +168,8 @@ pub const VARIABLES: &[Entry] = &[
     ),
     entry(
         "LISTEN_FDS",
-        "The number of sockets that systemd passes already open (sd_listen_fds(3)). Each serves \
-         the \
-         [[listen]] of its address, so that sessions wait during a restart instead of passing \
+        "The number of sockets that systemd passes already open (sd_listen_fds(3)). Each serves the \
+         listener of its address, so that sessions wait during a restart instead of passing \
          unchecked.",
     ),
     entry(

@@ -149,10 +149,15 @@ impl Container {
 
     /// The last reply that a client was told who sends a message to bob, with this host's swaks.
     pub fn send(&self, client: &str) -> String {
+        self.send_from(client, "anna@example.net")
+    }
+
+    /// The same, with this sender.
+    pub fn send_from(&self, client: &str, sender: &str) -> String {
         let output = Command::new("nsenter")
             .args(["--net", "--target", &self.init.to_string(), "swaks"])
             .args(["--server", "127.0.0.1", "--local-interface", client, "--timeout", "20"])
-            .args(["--helo", "client.example.net", "--from", "anna@example.net"])
+            .args(["--helo", "client.example.net", "--from", sender])
             .args(["--to", "bob@example.org", "--hide-informational"])
             .output()
             .expect("swaks: apt-get install swaks");

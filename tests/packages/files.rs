@@ -1,5 +1,5 @@
 //! The package files: those under test, and the same under an older number and with other settings
-//! shipped, since no earlier version has been released.
+//! shipped, and listening as that one did, since no earlier version has been released.
 
 // Nothing outside this test crate could reach it.
 #![allow(unreachable_pub, clippy::unwrap_used, clippy::print_stderr)]
@@ -47,6 +47,14 @@ impl Package {
                  {GIVEN}/{name}.deb"
             ),
             Self::Rpm => format!("rpm --upgrade --oldpackage --nodeps {GIVEN}/{name}.rpm"),
+        }
+    }
+
+    /// The command that upgrades the `new` one to itself.
+    pub fn again(self) -> String {
+        match self {
+            Self::Deb => format!("apt-get install --yes --reinstall {GIVEN}/new.deb"),
+            Self::Rpm => format!("rpm --reinstall --nodeps {GIVEN}/new.rpm"),
         }
     }
 
@@ -134,6 +142,14 @@ fn pack_older(place: &Path) {
         cp -r packaging conf docs README.md CHANGELOG.md LICENSE Cargo.toml "$PLACE"
         dpkg-deb --extract "$DEB" "$PLACE/unpacked"
         cd "$PLACE"
+        # It listened on the port, and had no socket unless somebody switched that on.
+        cp "$CHECKOUT"/tests/packages/older/postpone.socket packaging/systemd/
+        rm packaging/systemd/postpone-port.socket
+        sed -i '/^Wants=postpone.socket$/d; /^After=postpone.socket /d' packaging/systemd/postpone.service
+        sed -i '/postpone-port.socket$/d' packaging/rpm/postpone.spec
+        sed -i 's/ postpone-port.socket//' packaging/install packaging/deb/* packaging/rpm/postpone.spec
+        echo : >packaging/keep-port
+        echo : >packaging/port-kept
         sed -i "0,/^version = /s/^version = .*/version = \"$OLD\"/" Cargo.toml
         sed -i "s/^## $VERSION - /## $OLD - /" CHANGELOG.md
         printf '\n## 0.0.8 - 2025-01-02\n\n- An older one still.\n' >>CHANGELOG.md

@@ -68,8 +68,13 @@ impl Kind {
 
     /// The same entry, with an action that lets mail pass.
     pub(super) fn mended(self, own: &Own) -> String {
+        self.moved(own, &own.endpoint)
+    }
+
+    /// That entry for another endpoint.
+    pub(super) fn moved(self, own: &Own, endpoint: &str) -> String {
         let kept = own.attributes.iter().filter(|(name, _)| name != "default_action");
-        self.with(&own.endpoint, &kept.cloned().collect::<Vec<_>>())
+        self.with(endpoint, &kept.cloned().collect::<Vec<_>>())
     }
 
     fn with(self, endpoint: &str, kept: &[(String, String)]) -> String {
@@ -364,7 +369,9 @@ mod tests {
     #[test]
     fn the_entries_are_the_documented_ones() {
         let documented = include_str!("../../../conf/postfix-main.cf");
-        let milter = Kind::Milter.entry(OURS);
+        let packaged = Address::Unix(crate::front::packaged::FOR_POSTFIX.into());
+        let milter = endpoint(&packaged, Path::new("/var/spool/postfix")).unwrap();
+        let milter = Kind::Milter.entry(&milter);
         assert!(documented.contains(&format!("\nsmtpd_milters = {milter}\n")), "{milter}");
         let policy = Kind::Policy.entry("inet:127.0.0.1:7422");
         assert!(documented.contains(&format!("smtpd_end_of_data_restrictions = {policy}\n")));

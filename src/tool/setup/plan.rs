@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use crate::config::Settings;
 use crate::engine::Speak;
 use crate::front::address::Address;
+use crate::front::{listen, packaged};
 
 /// Where postpone listens.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +20,8 @@ pub(super) struct Doors {
     pub(super) submission: Vec<Address>,
     /// The policy services.
     pub(super) policy: Vec<Address>,
+    /// Where an earlier set-up had the milter, before it had a better place.
+    pub(super) outgrown: Option<Address>,
     /// What replies call this host, where that is set.
     pub(super) hostname: Option<String>,
 }
@@ -89,6 +92,8 @@ impl Doors {
                 (Some(_), Some(_)) | (None, None) => {}
             }
         }
+        let packaged = Address::Unix(packaged::FOR_POSTFIX.into());
+        doors.outgrown = listen::Params::default().milter.filter(|_| doors.mx.contains(&packaged));
         doors
     }
 
@@ -102,7 +107,7 @@ impl Doors {
 
     /// All milters.
     pub(super) fn milters(&self) -> Vec<Address> {
-        [&self.mx[..], &self.submission[..]].concat()
+        [&self.mx[..], &self.submission[..], self.outgrown.as_slice()].concat()
     }
 }
 
@@ -197,14 +202,17 @@ impl Plan {
     }
 
     fn ask_milter(&mut self, postfix: &Installed, doors: &Doors, address: &Address) {
-        let places = postfix.places(&doors.mx);
+        let places = postfix.places(&[&doors.mx[..], doors.outgrown.as_slice()].concat());
         let list = postfix.raw(MILTERS);
         let found = list::own(list, Kind::Milter, &places);
         let through = list::own(postfix.expanded(MILTERS), Kind::Milter, &places);
-        match (found.first(), through.first()) {
-            (Some(own), _) => self.keep(postfix, MILTERS, Kind::Milter, own),
-            (None, Some(own)) => self.keep_reference(postfix, MILTERS, Kind::Milter, own),
-            (None, None) => {
+        let outgrown = postfix.places(doors.outgrown.as_slice());
+        let outgrown = list::own(list, Kind::Milter, &outgrown);
+        match (outgrown.first(), found.first(), through.first()) {
+            (Some(own), _, _) => self.leave_port(postfix, own, address),
+            (None, Some(own), _) => self.keep(postfix, MILTERS, Kind::Milter, own),
+            (None, None, Some(own)) => self.keep_reference(postfix, MILTERS, Kind::Milter, own),
+            (None, None, None) => {
                 let Some(entry) = self.entry(postfix, Kind::Milter, address) else { return };
                 let becomes = list::appended(list, &entry);
                 self.parameters.push(Change::of_main(postfix, MILTERS, Some(becomes)));
@@ -330,6 +338,20 @@ impl Plan {
                  has been counted by then. The order is not changed: postpone should be last"
             ));
         }
+    }
+
+    /// An entry of ours names the port that any local user can take.
+    fn leave_port(&mut self, postfix: &Installed, own: &Own, address: &Address) {
+        let Some(endpoint) = list::endpoint(address, &postfix.queue()) else { return };
+        self.remarks.push(format!(
+            "{MILTERS} asks postpone on a port that any local user can take while postpone is away, \
+             and that user would answer instead. It becomes {endpoint}, which only root can bind. \
+             Where no other MTA asks the port, run afterwards: systemctl disable --now \
+             postpone-port.socket"
+        ));
+        let entry = Kind::Milter.moved(own, &endpoint);
+        let becomes = list::replaced(postfix.raw(MILTERS), &own.range, &entry);
+        self.parameters.push(Change::of_main(postfix, MILTERS, Some(becomes)));
     }
 
     /// The same, by way of another parameter. That one may serve more than this: it is not touched.
@@ -478,9 +500,8 @@ impl Plan {
             postfix.smtpd().filter(|s| s.chrooted).map(|s| s.name.as_str()).collect();
         if !chrooted.is_empty() {
             self.warnings.push(format!(
-                "{} is chrooted to {} and will not find {}: mail would pass unchecked. Listen \
-                 below \
-                 that folder, or on inet:127.0.0.1:7421",
+                "{} is chrooted to {} and will not find {}: mail would pass unchecked. Listen below \
+                 that folder",
                 chrooted.join(", "),
                 postfix.queue().display(),
                 path.display()

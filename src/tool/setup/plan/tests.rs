@@ -47,7 +47,7 @@ fn with(mut postfix: Installed, name: &str, options: &[(&str, &str)]) -> Install
 fn doors(mx: &[&str], submission: &[&str], policy: &[&str]) -> Doors {
     let addresses = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
     let [mx, submission, policy] = [mx, submission, policy].map(addresses);
-    Doors { mx, submission, policy, hostname: None }
+    Doors { mx, submission, policy, ..Doors::default() }
 }
 
 fn mx() -> Doors {
@@ -395,4 +395,38 @@ fn a_name_that_is_not_postfixs_own_is_warned_of() {
     };
     assert!(!warned(None) && !warned(Some("mx1.example.org")));
     assert!(warned(Some("mx.example.org")));
+}
+
+/// While postpone is away, any local user can take a port, and Postfix would ask that user.
+#[test]
+fn an_entry_for_the_old_port_moves_to_the_packages_socket_and_keeps_its_place() {
+    let packaged = Doors {
+        outgrown: Some("inet:127.0.0.1:7421".parse().unwrap()),
+        ..doors(&["unix:/var/spool/postfix/postpone/milter.sock"], &[], &[])
+    };
+    let socket = "{ unix:postpone/milter.sock, default_action=accept, command_timeout=9s, \
+                  connect_timeout=5s }";
+    let old =
+        "inet:a:1 { inet:localhost:7421, default_action=accept, command_timeout=9s } inet:b:2";
+    let before = postfix(&[(MILTERS, old)]);
+    let plan = Plan::set_up(&before, &packaged);
+    let moved = format!("inet:a:1 {socket} inet:b:2");
+    assert_eq!(becomes(&plan), [(MILTERS, Some(moved.as_str()))]);
+    says(&plan.remarks, "any local user can take");
+    says(&plan.remarks, "systemctl disable --now postpone-port.socket");
+
+    let again = Plan::set_up(&after(before.clone(), &plan), &packaged);
+    assert!(again.is_empty() && again.already.len() == 1, "{again:#?}");
+    // Taken out, whether it has moved or not.
+    for postfix in [after(before.clone(), &plan), before] {
+        let undone = Plan::taken_out(&postfix, &packaged);
+        assert_eq!(becomes(&undone), [(MILTERS, Some("inet:a:1 inet:b:2"))]);
+    }
+}
+
+#[test]
+fn a_port_that_the_settings_name_is_not_left() {
+    let before = postfix(&[(MILTERS, MILTER)]);
+    let plan = Plan::set_up(&before, &mx());
+    assert!(plan.is_empty() && plan.already.len() == 1, "{plan:#?}");
 }
