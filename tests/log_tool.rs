@@ -102,6 +102,17 @@ fn without_a_file_it_is_the_journal() {
     assert!(none.stderr.starts_with(b"error: journalctl: "), "{none:?}");
 }
 
+#[test]
+fn a_file_that_cannot_be_read_is_one_error_in_the_style_of_all() {
+    for (file, why) in [("/nowhere", "No such file or directory"), ("/tmp", "Is a directory")] {
+        let output = postpone(&["log", file]);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success());
+        assert!(told.starts_with(&format!("error: {file}: {why}")), "{told}");
+        assert_eq!(told.lines().count(), 1, "{told}");
+    }
+}
+
 /// What answers in place of the daemon gives a byte now and then, or never ends: neither keeps `ctl`.
 #[test]
 fn an_answer_that_never_ends_is_given_up() {

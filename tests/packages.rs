@@ -131,7 +131,7 @@ fn the_journal_is_read(container: &Container) {
     let before = container.does("postpone log --since 1h");
     assert!(before.contains(&format!("defer   {CLIENT} greylist ")), "{before}");
     assert!(before.lines().all(|line| line.contains(" greylist ")), "{before}");
-    container.does("postpone log --follow >/tmp/followed & echo $! >/tmp/follows");
+    container.does("postpone log --follow >/tmp/followed 2>&1 & echo $! >/tmp/follows");
     container.does("journalctl --rotate");
     waits(container, STRANGER);
     let stranger = format!("defer   {STRANGER} greylist ");

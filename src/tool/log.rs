@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::{self, Display, Formatter};
+use std::fs::File;
 use std::io::{self, BufRead, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -80,8 +81,14 @@ pub fn log(
     out: &mut dyn Write,
 ) -> Result<(), Failed> {
     let since = wanted.since.map(|since| since.moment(wanted.now));
-    let Some((mut source, name)) = source(wanted, since) else {
-        return show("standard input", input, since, out);
+    let (mut source, name) = match source(wanted, since) {
+        Source::Program(command, name) => (command, name),
+        Source::Input => return show("standard input", input, since, out),
+        Source::File(path) => {
+            let name = path.display().to_string();
+            let file = File::open(path).map_err(|error| Failed::Source(name.clone(), error))?;
+            return show(&name, &mut io::BufReader::new(file), since, out);
+        }
     };
     let failed = |error| Failed::Source(name.clone(), error);
     let mut child = source.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().map_err(failed)?;
@@ -95,8 +102,17 @@ pub fn log(
 /// Where whoever follows begins, if nobody says when: with the last lines, decisions or not.
 const END: &str = "--lines=1000";
 
-/// What brings the lines, and what it is called; nothing: standard input.
-fn source(wanted: &Wanted<'_>, since: Option<Time>) -> Option<(Command, String)> {
+/// What brings the lines.
+enum Source<'a> {
+    /// Standard input.
+    Input,
+    /// A file, as far as it is written.
+    File(&'a Path),
+    /// What a program writes, and what that is called.
+    Program(Box<Command>, String),
+}
+
+fn source<'a>(wanted: &Wanted<'a>, since: Option<Time>) -> Source<'a> {
     let Some(file) = wanted.file else {
         let mut command = Command::new("journalctl");
         command.args(["--unit=postpone", "--output=short-iso", "--no-pager"]);
@@ -107,20 +123,18 @@ fn source(wanted: &Wanted<'_>, since: Option<Time>) -> Option<(Command, String)>
             command.arg("--follow");
             command.arg(if since.is_none() { END } else { "--no-tail" });
         }
-        return Some((command, "journalctl".into()));
+        return Source::Program(Box::new(command), "journalctl".into());
     };
     if file.as_os_str() == "-" {
-        return None;
+        return Source::Input;
+    }
+    if !wanted.follow {
+        return Source::File(file);
     }
     // It knows what a file is that was rotated.
-    let (program, arguments) = match (wanted.follow, since) {
-        (true, Some(_)) => ("tail", &["--lines=+1", "-F", "--"][..]),
-        (true, None) => ("tail", &[END, "-F", "--"][..]),
-        (false, _) => ("cat", &["--"][..]),
-    };
-    let mut command = Command::new(program);
-    command.args(arguments).arg(file);
-    Some((command, file.display().to_string()))
+    let mut command = Command::new("tail");
+    command.args([if since.is_none() { END } else { "--lines=+1" }, "-F", "--"]).arg(file);
+    Source::Program(Box::new(command), file.display().to_string())
 }
 
 /// When nobody wants more lines, what brings them ends with us.
