@@ -63,15 +63,15 @@ fn the_ports_of_mailcow_s_users_are_known_by_what_they_say() {
         says(&told, &[&format!("{option}  becomes  $submission_milters\n")]);
     }
     says(&told, &["becomes  { inet:127.0.0.1:7424, default_action=accept, "]);
-    says(&told, &["smtpd_milters of main.cf holds for smtpd/pass\n"]);
+    says(&told, &["smtpd_milters of main.cf applies to smtpd/pass\n"]);
     says(&told, &["smtpd_hard_error_limit in main.cf\n  is       ${stress?1}${stress:5}\n"]);
-    says(&told, &["590/inet has an -o smtpd_milters of its own"]);
+    says(&told, &["590/inet has its own -o smtpd_milters"]);
 
     let with_rspamd = format!("{main}smtpd_milters = inet:rspamd:9900\n");
     let told = said(MX_AND_USERS, &with_rspamd, MAILCOW);
     says(&told, &["becomes  inet:rspamd:9900, { inet:127.0.0.1:7421, "]);
     for port in ["10465", "588"] {
-        says(&told, &[&format!("{port}/inet has other milters to ask, and is left to you")]);
+        says(&told, &[&format!("{port}/inet has other milters, and is not changed")]);
     }
 }
 
@@ -80,7 +80,7 @@ fn a_filter_on_another_host_is_told_with_the_address_to_allow() {
     let master = "smtp inet n - n - - smtpd\n0.0.0.0:10025 inet n - n - - smtpd\n  \
                   -o content_filter=\n  -o smtpd_recipient_restrictions=permit_mynetworks,reject\n";
     let filter = |host: &str| format!("content_filter = smtp-amavis:[{host}]:10024\n");
-    let warning = "gives mail back that Postfix has taken";
+    let warning = "returns mail that Postfix has accepted";
     for settings in [MX_AND_USERS, POLICY] {
         let told = said(settings, &filter("192.0.2.9"), master);
         says(&told, &["a content filter on 192.0.2.9 ", "put \"192.0.2.9\" into [access] allow"]);
@@ -110,4 +110,20 @@ fn a_return_port_that_has_only_lists_is_kept_out_of_all_of_them() {
     becomes("127.0.0.1:10027/inet/smtpd_recipient_restrictions", "permit_mynetworks,reject");
     says(&told, &["reject_unlisted_recipient, check_policy_service { inet:127.0.0.1:7422, "]);
     assert!(!told.contains("10025/inet/smtpd_recipient_restrictions"), "{told}");
+}
+
+#[test]
+fn a_policy_service_that_cannot_know_where_a_bare_user_goes_is_told_of() {
+    let master = "smtp inet n - n - - smtpd\n";
+    let folder = Folder::new("origin");
+    let mailname = folder.write("mailname", "bank.example\n");
+    let own = |names: &str| format!("[server]\nown_names = [{names}]\n{POLICY}");
+    let warning = "put \"bank.example\" into [server] own_names";
+    for main in ["myorigin = bank.example\n", &format!("myorigin = {}\n", mailname.display())] {
+        says(&said(&own("\"mx.example.org\""), main, master), &[warning]);
+        let both = own("\"mx.example.org\", \"Bank.Example\"");
+        for known in [&both, &own(""), &both.replace("policy", "milter")] {
+            assert!(!said(known, main, master).contains("own_names"), "{known}");
+        }
+    }
 }

@@ -10,6 +10,7 @@ use crate::config::Settings;
 use crate::engine::Speak;
 use crate::front::address::Address;
 use crate::front::{listen, packaged};
+use crate::smtp::domain::Domain;
 
 /// Where postpone listens.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +25,8 @@ pub(super) struct Doors {
     pub(super) outgrown: Option<Address>,
     /// What replies call this host, where that is set.
     pub(super) hostname: Option<String>,
+    /// What is delivered to users of this host, where that is set.
+    pub(super) own_names: Vec<Domain>,
 }
 
 /// What is to be done, and what is to be said.
@@ -81,7 +84,8 @@ impl Doors {
     /// The doors that these settings open.
     pub(super) fn new(settings: &Settings) -> Self {
         let hostname = settings.server.hostname.as_option().cloned();
-        let mut doors = Self { hostname, ..Self::default() };
+        let own_names = settings.server.own_names.clone();
+        let mut doors = Self { hostname, own_names, ..Self::default() };
         for listener in &settings.listen {
             match (&listener.milter, &listener.policy) {
                 (Some(address), None) if listener.speak == Speak::Mail => {
@@ -135,7 +139,10 @@ impl Plan {
                     plan.offer_policy(postfix, policy);
                 }
             }
-            (None, Some(address)) => plan.ask_policy(postfix, doors, address),
+            (None, Some(address)) => {
+                plan.ask_policy(postfix, doors, address);
+                plan.warn_of_origin(postfix, doors);
+            }
             (None, None) => {}
         }
         match doors.submission.first() {
@@ -258,6 +265,19 @@ impl Plan {
             self.warnings.push(format!(
                 "non_smtpd_milters = {list}: mail submitted on this host is checked too, and \
                  passes only while [access] allow has 127.0.0.0/8. To keep postpone out of it, set non_smtpd_milters = {meant}"
+            ));
+        }
+    }
+
+    /// A milter is told where a recipient without a domain goes, a policy service is not: what is
+    /// asked of that domain would not be asked.
+    fn warn_of_origin(&mut self, postfix: &Installed, doors: &Doors) {
+        let Ok(origin) = postfix.expanded("myorigin").parse::<Domain>() else { return };
+        if !doors.own_names.is_empty() && !doors.own_names.contains(&origin) {
+            self.warnings.push(format!(
+                "Postfix completes recipients without a domain to {origin} (myorigin), which a policy \
+                 service is not told: put \"{origin}\" into [server] own_names, or requirements of \
+                 that domain do not cover them"
             ));
         }
     }

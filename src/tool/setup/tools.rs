@@ -75,7 +75,13 @@ impl Tools {
                  or newer is required"
             )));
         }
-        let expanded = parameters(&self.asked(&["-x"])?);
+        let mut expanded = parameters(&self.asked(&["-x"])?);
+        // Debian's is the name of a file with the name.
+        if let Some(origin) = expanded.get_mut("myorigin").filter(|origin| origin.starts_with('/'))
+        {
+            let text = fs::read_to_string(&*origin).unwrap_or_default();
+            *origin = text.lines().next().unwrap_or_default().trim().to_owned();
+        }
         let named = parameters(&self.asked(&["-n"])?).into_keys().collect::<BTreeSet<_>>();
         let by_default = expanded.get("compatibility_level").is_some_and(|level| is_ancient(level));
         let services = services(&self.asked(&["-M"])?, &self.asked(&["-Px"])?, by_default);
