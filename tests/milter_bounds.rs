@@ -11,20 +11,12 @@ use std::net::TcpStream;
 
 use postpone::front::milter::WORST_SESSION;
 use rustix::process::Signal;
-use support::daemon::Daemon;
+use support::daemon::{Daemon, field};
 use support::milter::*;
 use support::mx::no_session_is_left;
 use support::{free_port, wait_until};
 
 const FAILURES: &str = "postpone_failures_total";
-
-/// Memory of the daemon's process that is resident, in bytes.
-fn resident(daemon: &Daemon) -> usize {
-    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<usize>().ok());
-    kib.expect("a line of it is `VmRSS: 1234 kB`") * 1024
-}
 
 /// The longest frame of macros, none of which anybody has asked for.
 fn unasked(command: u8) -> Vec<u8> {
@@ -79,15 +71,60 @@ max_clients = 1000
     // What is remembered of domains has its own bound, and reaches it first.
     drop((0..5).map(|_| at_its_worst(&daemon)).collect::<Vec<_>>());
     no_session_is_left(&daemon);
-    let before = resident(&daemon);
+    let before = daemon.resident();
     let sessions: Vec<_> = (0..SESSIONS).map(|_| at_its_worst(&daemon)).collect();
-    let each = resident(&daemon).saturating_sub(before) / SESSIONS;
+    let each = daemon.resident().saturating_sub(before) / SESSIONS;
     assert!(each < WORST_SESSION, "{each} bytes a session");
     // That is what a test of the bound is worth: it was nearly reached.
     assert!(each > WORST_SESSION / 4, "{each} bytes a session");
     drop(sessions);
     no_session_is_left(&daemon);
     assert_eq!(daemon.metric(FAILURES, &[]), 0.0);
+}
+
+/// Every place is taken by a session at its worst, every table is full, nobody reads the log.
+#[test]
+fn a_daemon_at_its_worst_takes_no_more_than_it_says() {
+    const SESSIONS: usize = 64;
+    let policy = r#"
+[access]
+allow = []
+deny = ["198.51.100.0/24"]
+exempt_authenticated = false
+[[limit]]
+name = "domains"
+count = "recipients"
+per = ["recipient_domain", "network"]
+quota = "100000/1h"
+[state]
+path = "none"
+max_clients = 10_000
+max_triplets = 10_000
+[greylist]
+mode = "shadow"
+"#;
+    let few = ["prlimit", "--nofile=256:256"];
+    let daemon = Daemon::run_by(&few, &[], policy);
+    let line = daemon.line("what it may take", |line| line.contains("serving"));
+    assert_eq!(field(&line, "max_sessions"), Some("64"), "{line}");
+    let most =
+        field(&line, "most_memory").and_then(|most| most.trim_matches('"').strip_suffix("MiB"));
+    let most: usize = most.unwrap().parse().unwrap();
+    daemon.log_is_read(false);
+    // More clients than are remembered, each with a line of the log.
+    for number in 0..12_000_u32 {
+        let mut mta = Mta::with_client(&daemon.endpoint, &format!("2001:db8:{:x}::7", number));
+        let to = rcpt("b@example.org");
+        mta.write(&[helo("mx.example.net"), mail("a@example.net"), to, quit()].concat());
+        mta.replies();
+    }
+    no_session_is_left(&daemon);
+    let sessions: Vec<_> = (0..SESSIONS).map(|_| at_its_worst(&daemon)).collect();
+    let taken = daemon.resident() >> 20;
+    assert!(taken < most, "{taken} MiB, and it says {most}");
+    assert!(taken > most / 4, "{taken} MiB: what it says, {most}, is far away");
+    drop(sessions);
+    daemon.log_is_read(true);
 }
 
 #[test]
@@ -102,9 +139,9 @@ fn macros_that_nobody_asked_for_cost_nothing() {
     };
     drop((0..5).map(|_| talk()).collect::<Vec<_>>());
     no_session_is_left(&daemon);
-    let before = resident(&daemon);
+    let before = daemon.resident();
     let sessions: Vec<_> = (0..SESSIONS).map(|_| talk()).collect();
-    let each = resident(&daemon).saturating_sub(before) / SESSIONS;
+    let each = daemon.resident().saturating_sub(before) / SESSIONS;
     assert!(each < 16 << 10, "{each} bytes a session");
     drop(sessions);
 }

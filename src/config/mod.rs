@@ -3,6 +3,7 @@
 
 mod force;
 pub mod load;
+mod memory;
 pub mod read;
 mod words;
 

@@ -156,7 +156,8 @@ impl Daemon<'_> {
             info!(%address, protocol = %protocol.name(), passed = socket.passed, "listening");
         }
         let (file, max_sessions) = (self.file.display(), self.max_sessions);
-        info!(version = env!("CARGO_PKG_VERSION"), %file, max_sessions, "serving");
+        let most_memory = format!("{}MiB", self.settings.most_memory(max_sessions) >> 20);
+        info!(version = env!("CARGO_PKG_VERSION"), %file, max_sessions, most_memory, "serving");
         // Those who came before state had answered are served by what ran then.
         let mut before = Vec::new();
         let told = loop {

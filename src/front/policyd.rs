@@ -40,6 +40,10 @@ const MOST_GARBAGE: u8 = 8;
 /// for longer belongs to a host that is gone.
 const LONGEST_SILENCE: Duration = Duration::from_secs(2 * 3_600);
 
+/// The most memory that the desk takes, in bytes, whatever is asked: answers (some 700 bytes each), and
+/// sessions with the longest names (some 5 KiB each, of which there are half as many as questions).
+pub const MOST_MEMORY: usize = 256 << 20;
+
 /// Serves a socket until the service stops; requests under way are answered, unless the grace is
 /// over.
 pub async fn serve(
@@ -183,7 +187,9 @@ impl Incoming {
     /// The request of so many bytes is answered.
     fn forget(&mut self, end: usize) {
         self.text.drain(..end);
-        self.text.shrink_to(READ);
+        if self.text.is_empty() && self.text.capacity() > READ {
+            self.text = Vec::new();
+        }
         self.looked = 0;
     }
 }

@@ -195,6 +195,14 @@ impl Daemon {
         self.child.id()
     }
 
+    /// Memory of its process that is resident, in bytes.
+    pub fn resident(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<usize>().ok());
+        kib.expect("a line of it is `VmRSS: 1234 kB`") * 1024
+    }
+
     /// Puts another policy into the file, and nothing else.
     pub fn rewrite(&self, policy: &str) {
         let settings = settings(&self.listen, self.http, &self.control, policy);
