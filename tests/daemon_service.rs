@@ -398,7 +398,7 @@ fn a_socket_of_a_narrower_address_is_not_taken_and_told_though_the_port_is_not_t
     assert_eq!(ended.status.code(), Some(73), "sysexits.h: EX_CANTCREAT");
     let log = String::from_utf8(ended.stderr).unwrap();
     for words in [
-        &format!("no [[listen]] names address=\"inet:{address}\""),
+        &format!("no [[listen]] names: it is closed address=\"inet:{address}\""),
         &format!("cannot listen on inet:0.0.0.0:{}", address.port()),
     ] {
         assert!(log.contains(words), "{words}: {log}");
