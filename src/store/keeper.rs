@@ -429,7 +429,6 @@ impl Writer {
         keys: &[Key],
     ) -> Result<Vec<Change>, Fault> {
         let mut changes = Vec::with_capacity(keys.len());
-        self.books.pulse.beat();
         for key in keys {
             let raw = key.to_bytes();
             // What is gone from memory is gone.

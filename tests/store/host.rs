@@ -78,6 +78,11 @@ impl Host {
         });
     }
 
+    /// Looks after it, as the daemon does once a second.
+    pub(crate) fn tend(&self) {
+        self.keeper.tend();
+    }
+
     /// Told to stop, it writes the rest.
     pub(crate) fn stop(self) -> Result<(), Fault> {
         self.keeper.finish()

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::host::{DELAY, GREYLIST, Host, clock, listen_to_the_log, logged, of, over_limit, waits};
 use crate::shelf::{Call, Entries, Fate, Gate, OpensAtLast, Shelf, Trouble};
-use crate::support::wait_until;
+use crate::support::{PATIENCE, wait_for, wait_until};
 
 const BEHIND: &str = "postpone_state_behind_entries";
 const BEHIND_SECONDS: &str = "postpone_state_behind_seconds";
@@ -123,6 +123,34 @@ fn a_panic_while_it_is_written_is_said_and_all_of_it_is_written_after_it() {
     host.flushed(&shelf);
     is_written(&host, &shelf);
     assert_eq!(host.failures(), 2.0);
+    host.stop().unwrap();
+}
+
+/// Else greylisting would let everybody pass who is not found, for ever.
+#[test]
+fn a_disk_that_hangs_while_it_is_read_is_given_up_with_a_word_and_read_when_it_answers() {
+    let (shelf, clock) = (Shelf::default(), clock());
+    let before = Host::started(&shelf, &clock, GREYLIST);
+    before.gets_to_know(1, "anna");
+    before.stop().unwrap();
+    let gate = Arc::new(Gate::default());
+    let _opens = OpensAtLast(gate.clone());
+    let waits_there = gate.clone();
+    shelf.plan(move |call| match call {
+        Call::Scan { .. } => Fate::Waits(waits_there.clone()),
+        _ => Fate::Done,
+    });
+    let host = Host::start(&shelf, &clock, GREYLIST);
+    wait_for(PATIENCE * 3, "the disk to be given up", || {
+        host.tend();
+        host.is_whole().then_some(())
+    });
+    assert_eq!(host.failures(), 1.0);
+    assert_eq!(host.offer(2, "anna"), Err(waits(DELAY)), "greylisting acts again");
+    gate.open();
+    wait_until("what was kept to be known", || {
+        (of(&host.memory(), "passed").len() == 1).then_some(())
+    });
     host.stop().unwrap();
 }
 
