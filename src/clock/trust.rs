@@ -8,6 +8,7 @@
 //! A clock that is wrong from the start on is held against the last moment at which we ran: we may
 //! have been away for [`LONGEST_AWAY`], and for longer only as long as that is doubted.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -74,7 +75,13 @@ impl Moment {
 
 /// Holds the wall clock against the time for which the host has run.
 #[derive(Debug, Default)]
-pub struct Watch(Mutex<State>);
+pub struct Watch {
+    state: Mutex<State>,
+    /// What the last look found, for all who ask until the next one: when it was, in nanoseconds
+    /// since the Unix epoch, its last two bits being how far the clock is believed. Zero: nobody has
+    /// looked.
+    found: AtomicU64,
+}
 
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
@@ -86,16 +93,14 @@ struct State {
     believed_since: Duration,
     /// Since when it is doubted.
     doubted_since: Option<Duration>,
-    /// As of the last look.
-    looked: Time,
-    trust: Option<Trust>,
 }
 
 impl Watch {
     /// We last ran then, as we know when we begin to read what we knew.
     pub fn last_ran(&self, clock: &dyn Clock, then: Time) {
         let Some(running) = clock.running() else { return };
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.found.store(0, Ordering::Relaxed);
         *state = State {
             agreed: Some((then, running)),
             away: LONGEST_AWAY,
@@ -107,17 +112,33 @@ impl Watch {
     /// The present moment.
     pub fn moment(&self, clock: &dyn Clock) -> Moment {
         let now = clock.now();
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let trust = match state.trust {
-            Some(trust) if now.is_within(LOOK_EVERY, state.looked) => trust,
-            _ => {
-                let trust =
-                    clock.running().map_or(Trust::Settled, |running| state.look(now, running));
-                (state.looked, state.trust) = (now, Some(trust));
-                trust
-            }
-        };
+        let found = self.found.load(Ordering::Relaxed);
+        if now.is_within(LOOK_EVERY, Time::from_nanos(found & !TRUST))
+            && let Some(trust) = Trust::of_bits(found & TRUST)
+        {
+            return Moment { now, trust };
+        }
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let trust = clock.running().map_or(Trust::Settled, |running| state.look(now, running));
+        self.found.store(now.as_nanos() & !TRUST | trust.bits(), Ordering::Relaxed);
         Moment { now, trust }
+    }
+}
+
+/// The bits of a moment that hold how far it is believed; four nanoseconds matter to nobody.
+const TRUST: u64 = 0b11;
+
+impl Trust {
+    const fn bits(self) -> u64 {
+        match self {
+            Self::Doubted => 1,
+            Self::Fresh => 2,
+            Self::Settled => 3,
+        }
+    }
+
+    fn of_bits(bits: u64) -> Option<Self> {
+        [Self::Doubted, Self::Fresh, Self::Settled].into_iter().find(|trust| trust.bits() == bits)
     }
 }
 

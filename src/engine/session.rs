@@ -25,7 +25,7 @@ use crate::policy::{self, Policy};
 use crate::smtp::address::ClientText;
 use crate::smtp::client::{Client, Network};
 use crate::smtp::event::{Event, Fate, Kind};
-use crate::smtp::pool::Pool;
+use crate::smtp::pool::{NameKind, Pool};
 use crate::smtp::reply::Reply;
 use crate::smtp::template::Placeholder;
 use crate::smtp::transaction::Transaction;
@@ -36,7 +36,8 @@ pub(super) struct Visitor {
     pub(super) client: Client,
     pub(super) network: Network,
     pub(super) pool: OnceCell<Pool>,
-    /// What it has earned: looked up once in each message, and once before.
+    pub(super) kind: OnceCell<NameKind>,
+    /// What it has earned: looked up once in each message, for the first one when the client connects.
     pub(super) earned: OnceCell<Standing>,
     /// What the event under way shows of its behaviour.
     pub(super) shows: OnceCell<Seen>,
@@ -60,6 +61,7 @@ impl Visitor {
         Self {
             network: policy.network(client.address()),
             pool: OnceCell::new(),
+            kind: OnceCell::new(),
             earned: OnceCell::new(),
             shows: OnceCell::new(),
             asked: Asked::default(),
@@ -85,6 +87,7 @@ impl Visitor {
             client: &self.client,
             network: self.network,
             pool: &self.pool,
+            kind: &self.kind,
             earned: &self.earned,
             shows: &self.shows,
             asked: self.asked,
@@ -186,9 +189,8 @@ impl Session {
                 if self.transaction.is_some() {
                     // Nobody told that the last transaction ended; so it ends here.
                     self.decide(at, &Event::Abort);
-                    self.transaction = None;
+                    self.forget_message();
                 }
-                self.visitor.earned = OnceCell::new();
                 self.visitor.asked.in_message = 0;
             }
             _ => {}
@@ -341,18 +343,18 @@ impl Session {
             Event::EndOfMessage { .. } => {
                 self.visitor.patience.restore();
                 self.tell_patience();
-                self.transaction = None;
+                self.forget_message();
             }
-            Event::Abort | Event::Disconnect => {
-                self.transaction = None;
-            }
-            Event::Connect
-            | Event::Helo { .. }
-            | Event::Mail { .. }
-            | Event::Recipient { .. }
-            | Event::Data { .. } => {}
+            Event::Mail { .. } | Event::Abort | Event::Disconnect => self.forget_message(),
+            Event::Connect | Event::Helo { .. } | Event::Recipient { .. } | Event::Data { .. } => {}
         }
         answer
+    }
+
+    /// What comes next is another message, in which the client may have earned something else.
+    fn forget_message(&mut self) {
+        self.transaction = None;
+        self.visitor.earned = OnceCell::new();
     }
 
     /// Logs and counts a decision, and puts it in words for the client.

@@ -17,7 +17,7 @@ use crate::setting::Mode;
 use crate::smtp::address::Address;
 use crate::smtp::client::{Client, Network};
 use crate::smtp::event::Event;
-use crate::smtp::pool::Pool;
+use crate::smtp::pool::{NameKind, Pool};
 use crate::smtp::transaction::Transaction;
 
 /// One reason to think less or more of an event.
@@ -68,6 +68,8 @@ pub struct Context<'a> {
     pub network: Network,
     /// The mail system it belongs to, once somebody has asked for it: see [`Context::pool`].
     pub pool: &'a OnceCell<Pool>,
+    /// What its name says, once somebody has asked for it: see [`Context::name_kind`].
+    pub kind: &'a OnceCell<NameKind>,
     /// What it has earned, once somebody has asked for it: see [`Context::standing`].
     pub earned: &'a OnceCell<Standing>,
     /// What the event shows of its behaviour, once somebody has asked for it: see
@@ -129,7 +131,12 @@ impl<'a> Context<'a> {
     /// The mail system the client belongs to. Found when it is first asked for, since it takes as
     /// long as all the rest of a decision.
     pub fn pool(&self) -> &'a Pool {
-        self.pool.get_or_init(|| Pool::of(self.client))
+        self.pool.get_or_init(|| Pool::of_kind(self.client, self.name_kind()))
+    }
+
+    /// What the client's name says. It is looked through once in a session.
+    pub fn name_kind(&self) -> NameKind {
+        *self.kind.get_or_init(|| NameKind::of(self.client))
     }
 
     /// What the client has earned. Looked up when it is first asked for in a message, since it is

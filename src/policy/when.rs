@@ -104,8 +104,10 @@ impl When {
                     .as_ref()
                     .map(|all| cx.recipient().is_some_and(|to| may_be_at(all, to))),
             )
-            && asked(self.name.as_ref().map(|kinds| {
-                !cx.client.name_is_unsure() && kinds.contains(&NameKind::of(cx.client))
-            }))
+            && asked(
+                self.name
+                    .as_ref()
+                    .map(|kinds| !cx.client.name_is_unsure() && kinds.contains(&cx.name_kind())),
+            )
     }
 }

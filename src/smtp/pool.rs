@@ -78,7 +78,12 @@ impl Pool {
     /// The pool of this client: its organisational domain, or its neighbourhood if the name is
     /// generic, missing, or a public suffix itself.
     pub fn of(client: &Client) -> Self {
-        let domain = match NameKind::of(client) {
+        Self::of_kind(client, NameKind::of(client))
+    }
+
+    /// The same where it is known what the client's name says.
+    pub fn of_kind(client: &Client, kind: NameKind) -> Self {
+        let domain = match kind {
             NameKind::Known => client.name().and_then(psl::domain_str),
             NameKind::None | NameKind::Generic => None,
         };

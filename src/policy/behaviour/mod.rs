@@ -522,7 +522,7 @@ fn hygiene(cx: &Context<'_>) -> Hygiene {
     } else if cx.client.name_is_unsure() {
         Hygiene::Good
     } else {
-        match NameKind::of(cx.client) {
+        match cx.name_kind() {
             NameKind::None => Hygiene::Nameless,
             NameKind::Generic => Hygiene::Generic,
             NameKind::Known => Hygiene::Good,
