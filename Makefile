@@ -5,11 +5,14 @@
 #                        cargo test, as in ARGS='--test scenarios'
 #
 # Each says first what it needs. Postfix and Sendmail are not installed, but unpacked, by root, into
-# /var/cache/postpone; a `sudo rm -r` of that folder loses nothing. Two for developers:
+# /var/cache/postpone; a `sudo rm -r` of that folder loses nothing. Three for developers:
 #
 #   make lint            format, lints, documentation
 #   make test-fresh      both of the above in a fresh Debian 12 and 13, as a user and as root, which
 #                        has nothing but this machine's Rust; PART=quick runs a part of the tests
+#   make fuzz            makes up frames, requests, settings and records that break a property, for TIME
+#                        seconds (60) each; ARGS are names of targets. make test tries those that
+#                        were kept
 #
 # Four for installing it:
 #
@@ -32,7 +35,7 @@
 # Where rustup has put Rust, for a shell that was there before; and what sets up a Sendmail.
 export PATH := $(if $(findstring $(HOME)/.cargo/bin,$(PATH)),,$(HOME)/.cargo/bin:)$(PATH):/usr/sbin:/sbin
 
-.PHONY: help demo test lint test-fresh packages test-packages build install bench-detect
+.PHONY: help demo test lint test-fresh fuzz packages test-packages build install bench-detect
 
 DETECT ?= ../shared/detect
 
@@ -57,6 +60,10 @@ lint:
 test-fresh:
 	packaging/tools test-fresh
 	packaging/fresh $(PART)
+
+fuzz:
+	packaging/tools fuzz
+	TIME='$(TIME)' packaging/fuzz $(ARGS)
 
 packages:
 	packaging/tools packages

@@ -169,21 +169,7 @@ impl Stored for Distinct {
     /// All that either has seen; for as long as the one that remembers for longer.
     fn fold(&mut self, other: Self) {
         self.ends = self.ends.max(other.ends);
-        match other.seen {
-            Seen::Few { newer, all, hashes } => {
-                let (newer, older) = hashes[..usize::from(all)].split_at(newer.into());
-                older.iter().for_each(|hash| self.seen.add_older(*hash));
-                newer.iter().for_each(|hash| self.seen.add(*hash));
-            }
-            Seen::Many { newer: others_newer, older: others_older } => {
-                let mut seen = self.seen.sketched();
-                if let Seen::Many { newer, older } = &mut seen {
-                    stronger(newer, &others_newer);
-                    stronger(older, &others_older);
-                }
-                self.seen = seen;
-            }
-        }
+        self.seen = self.seen.joined(&other.seen);
     }
 }
 
@@ -257,22 +243,37 @@ impl Seen {
         }
     }
 
-    /// Adds what was seen in the older pane and may have been seen in the newer one.
-    fn add_older(&mut self, hash: u32) {
-        match self {
-            Self::Few { all, hashes, .. } => {
-                if hashes[..usize::from(*all)].contains(&hash) {
-                    return;
-                }
-                if let Some(free) = hashes.get_mut(usize::from(*all)) {
-                    *free = hash;
-                    *all += 1;
-                    return;
-                }
-                *self = self.sketched();
-                self.add_older(hash);
+    /// All of both: hashes in their order, and registers of the older pane that know what the
+    /// newer one knows, so that it is the same whichever comes first and in whatever groups.
+    fn joined(&self, other: &Self) -> Self {
+        if let (Some((newer, older)), Some((others_newer, others_older))) =
+            (self.few(), other.few())
+        {
+            let newer = sorted([newer, others_newer].concat());
+            let mut older = sorted([older, others_older].concat());
+            older.retain(|hash| newer.binary_search(hash).is_err());
+            let (count, mut hashes) = (newer.len() + older.len(), [0; EXACT]);
+            if let Some(room) = hashes.get_mut(..count) {
+                room[..newer.len()].copy_from_slice(&newer);
+                room[newer.len()..].copy_from_slice(&older);
+                return Self::Few { newer: newer.len() as u8, all: count as u8, hashes };
             }
-            Self::Many { older, .. } => note(older, hash),
+        }
+        let [mut newer, mut older] = self.registers();
+        let [others_newer, others_older] = other.registers();
+        stronger(&mut newer, &others_newer);
+        stronger(&mut older, &others_older);
+        stronger(&mut older, &newer);
+        Self::Many { newer, older }
+    }
+
+    /// What has been seen in the newer pane, and in the older one only, if it is kept as it is.
+    fn few(&self) -> Option<(&[u32], &[u32])> {
+        match self {
+            Self::Few { newer, all, hashes } => {
+                Some(hashes[..usize::from(*all)].split_at(usize::from(*newer)))
+            }
+            Self::Many { .. } => None,
         }
     }
 
@@ -286,17 +287,22 @@ impl Seen {
 
     /// The same in registers.
     fn sketched(&self) -> Self {
+        let [newer, older] = self.registers();
+        Self::Many { newer, older }
+    }
+
+    /// The registers of the newer pane and of the older one.
+    fn registers(&self) -> [[u8; REGISTERS]; 2] {
         match self {
             Self::Few { newer, all, hashes } => {
                 let (newer, older) = hashes[..usize::from(*all)].split_at(usize::from(*newer));
-                let sketch = |hashes: &[u32]| {
+                [newer, older].map(|hashes| {
                     let mut registers = [0; REGISTERS];
                     hashes.iter().for_each(|hash| note(&mut registers, *hash));
                     registers
-                };
-                Self::Many { newer: sketch(newer), older: sketch(older) }
+                })
             }
-            Self::Many { .. } => self.clone(),
+            Self::Many { newer, older } => [*newer, *older],
         }
     }
 
@@ -308,6 +314,12 @@ impl Seen {
             }
         }
     }
+}
+
+fn sorted(mut hashes: Vec<u32>) -> Vec<u32> {
+    hashes.sort_unstable();
+    hashes.dedup();
+    hashes
 }
 
 /// Notes a value: each register keeps the longest run of zeros at the low end of the hashes that

@@ -149,7 +149,7 @@ pub struct Said {
 }
 
 /// A span in nanoseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Lasting(u64);
 
 impl Lasting {
@@ -178,7 +178,7 @@ impl Said {
     /// When it is over as seen from now; `longest` is the longest that can be said.
     pub fn ends(&self, now: Time, longest: Duration) -> Time {
         let said = self.lasting.map_or(longest, |lasting| Duration::from_nanos(lasting.0));
-        self.until.at_most(said, now)
+        self.until.at_most(said.min(longest), now)
     }
 }
 
@@ -212,7 +212,7 @@ impl Stored for Said {
     }
 
     fn fold(&mut self, other: Self) {
-        if other.until > self.until {
+        if (other.until, other.lasting) > (self.until, self.lasting) {
             *self = other;
         }
     }
@@ -258,6 +258,15 @@ pub fn written(record: &impl Stored) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(24);
     record.encode(&mut bytes);
     bytes
+}
+
+/// Folds two records of which the one that was changed last knows all of the other. Of two that
+/// were changed at the same moment it is always the same one, whichever was there first.
+pub fn keep_later<R: Stored>(one: &mut R, other: R, changed: impl Fn(&R) -> Time) {
+    let at_once = || written(&other).cmp(&written(one));
+    if changed(&other).cmp(&changed(one)).then_with(at_once).is_gt() {
+        *one = other;
+    }
 }
 
 /// Reads the fixed-size parts of a record one after the other.

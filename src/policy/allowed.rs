@@ -122,10 +122,9 @@ impl Stored for Allowed {
     }
 
     fn fold(&mut self, other: Self) {
-        self.network = self.network.or(other.network);
-        if other.until > self.until {
-            (self.until, self.lasting) = (other.until, other.lasting);
-        }
+        self.network = self.network.max(other.network);
+        let until = (self.until, self.lasting).max((other.until, other.lasting));
+        (self.until, self.lasting) = until;
     }
 }
 

@@ -166,6 +166,7 @@ impl Memory {
 
     pub(super) fn signal(&self, params: &Params) -> Option<Greylist> {
         let (window, forget) = (params.window.duration(), params.forget.duration());
+        self.pending.lasts_at_most(window);
         self.crowds.lasts_at_most(window);
         self.passed.lasts_at_most(forget);
         self.proven.lasts_at_most(forget);
@@ -343,9 +344,10 @@ struct Contact {
 
 impl Pending {
     /// Seen from before its first attempt, that attempt is now.
-    fn at_most(&self, _: Duration, now: Time) -> Option<Self> {
-        let window = self.until.since(self.first);
-        (self.first > now).then_some(Self { first: now, until: now + window })
+    fn at_most(&self, longest: Duration, now: Time) -> Option<Self> {
+        let first = self.first.min(now);
+        let until = first + self.until.since(self.first).min(longest);
+        ((first, until) != (self.first, self.until)).then_some(Self { first, until })
     }
 }
 

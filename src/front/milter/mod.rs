@@ -10,6 +10,7 @@
 mod macros;
 mod negotiation;
 mod order;
+mod overheard;
 mod talk;
 mod wire;
 
@@ -25,6 +26,8 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::task::yield_now;
 use tokio::time::sleep;
 
+#[doc(hidden)]
+pub use self::overheard::overheard;
 use self::talk::{Heard, House, Talk};
 use self::wire::Nonsense;
 use super::listener::{Bound, Serving};

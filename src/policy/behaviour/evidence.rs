@@ -17,7 +17,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Moment, Time};
-use crate::meter::record::{Parts, Record, Stored, Worth, put_time};
+use crate::meter::record::{Parts, Record, Stored, Worth, keep_later, put_time};
 
 const HOUR: f64 = 3_600.0;
 const DAY: f64 = 86_400.0;
@@ -497,9 +497,7 @@ impl Stored for Returns {
 
     /// The later one has seen more.
     fn fold(&mut self, other: Self) {
-        if other.last > self.last {
-            *self = other;
-        }
+        keep_later(self, other, |it| it.last);
     }
 }
 
@@ -988,9 +986,7 @@ impl Stored for Sender {
 
     /// The later one has seen more.
     fn fold(&mut self, other: Self) {
-        if other.last > self.last {
-            *self = other;
-        }
+        keep_later(self, other, |it| it.last);
     }
 }
 
@@ -1015,9 +1011,7 @@ impl Stored for Neighbourhood {
 
     /// The later one has seen more.
     fn fold(&mut self, other: Self) {
-        if other.last > self.last {
-            *self = other;
-        }
+        keep_later(self, other, |it| it.last);
     }
 }
 

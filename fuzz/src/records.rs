@@ -1,0 +1,168 @@
+//! What lies on disk.
+
+use std::time::Duration;
+
+use postpone::clock::{Moment, Time};
+use postpone::config::Settings;
+use postpone::meter::distinct::Distinct;
+use postpone::meter::key::{Key, Secret};
+use postpone::meter::record::{Form, Record, Stored, written};
+use postpone::meter::table::{Kept, Restored};
+use postpone::policy::{Bounds, Memory};
+
+/// Three records of one table, and a moment. As bytes: the table's name and a line feed; the length
+/// of the first record and of the second, two bytes each with the least first; the moment in
+/// nanoseconds since 1970, eight bytes; and the records one after the other.
+pub struct Three {
+    /// The table's name.
+    pub table: String,
+    /// The moment.
+    pub now: u64,
+    /// As they are written down.
+    pub records: [Vec<u8>; 3],
+}
+
+impl Three {
+    /// Reads them.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let at = bytes.iter().position(|byte| *byte == b'\n')?;
+        let table = std::str::from_utf8(&bytes[..at]).ok()?.into();
+        let (one, rest) = bytes[at + 1..].split_first_chunk()?;
+        let (other, rest) = rest.split_first_chunk()?;
+        let (now, rest) = rest.split_first_chunk()?;
+        let (one, rest) = rest.split_at_checked(u16::from_le_bytes(*one).into())?;
+        let (other, third) = rest.split_at_checked(u16::from_le_bytes(*other).into())?;
+        let now = u64::from_le_bytes(*now);
+        Some(Self { table, now, records: [one, other, third].map(Vec::from) })
+    }
+
+    /// What holds of them, if there is such a table.
+    pub fn obey(&self) {
+        let memory = memory();
+        let found = memory.kept().find(|(known, _)| *known == self.table);
+        let Some((name, table)) = found else { return };
+        let [one, other, third] = self.records.each_ref().map(Vec::as_slice);
+        obeys_the_laws(table.form(), [one, other, third]);
+        is_worth_its_own_span(&memory, name, &*table, [one, other], Time::from_nanos(self.now));
+    }
+}
+
+/// [`Three`] records.
+pub fn records(bytes: &[u8]) {
+    if let Some(three) = Three::parse(bytes) {
+        three.obey();
+    }
+}
+
+/// Empty memory under the built-in rules.
+pub fn memory() -> Memory {
+    let memory = Memory::new(&Secret::new([0; 16]), Bounds { max_clients: 8, max_triplets: 8 });
+    // Rules in force say for how long something is stored.
+    let _ = Settings::default().policy(&memory);
+    memory
+}
+
+/// What holds of every kind of record: it is written down and read back the same, for people too;
+/// and to fold such records, neither order nor repetition makes a difference.
+fn obeys_the_laws(form: &dyn Form, records: [&[u8]; 3]) {
+    let read = records.map(|bytes| {
+        let json = form.json(bytes)?;
+        let object = serde_json::from_str(&json).expect("an object");
+        let again = form.read_json(object).expect("what was printed");
+        assert_eq!(form.json(&again).as_ref(), Some(&json), "it is read back the same");
+        Some(again)
+    });
+    let fold = |one: &[u8], other: &[u8]| form.folded(one, other);
+    for (bytes, read) in records.iter().zip(&read) {
+        assert_eq!(fold(bytes, bytes).is_some(), read.is_some());
+    }
+    let [Some(a), Some(b), c] = read else { return };
+    let whole = |one: &[u8], other: &[u8]| fold(one, other).expect("two records");
+    let both = whole(&a, &b);
+    assert_eq!(both, whole(&b, &a), "in any order");
+    // To fold a record with itself brings it into the form that folding makes.
+    let alone = whole(&a, &a);
+    assert_eq!(whole(&alone, &alone), alone);
+    assert_eq!(whole(&both, &a), both, "again");
+    assert_eq!(whole(&b, &both), both, "again");
+    let Some(c) = c else { return };
+    assert_eq!(whole(&both, &c), whole(&a, &whole(&b, &c)), "in any order");
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// For how long the built-in rules store a record of this table at most.
+///
+/// Panics where a table has no row here: one more kind of record needs its span.
+fn longest(table: &str, json: &str) -> Duration {
+    match table {
+        "pending" => DAY * 2,
+        "crowds" => DAY * 2 + Duration::from_secs(1),
+        "passed" | "proven" | "imported" | "contacts" | "names" => DAY * 36,
+        "senders" | "returns" => DAY * 60,
+        "neighbourhoods" => DAY,
+        "allowed" => DAY * 90,
+        "maintenance" => DAY * 7,
+        "meters" | "sketches" => DAY * 3,
+        // How long offences are remembered after the wait depends on how many there were.
+        "penalties" => DAY * 3 + remembered(json),
+        other => panic!("no span is stated for the table {other}"),
+    }
+}
+
+fn remembered(penalty: &str) -> Duration {
+    let penalty: serde_json::Value = serde_json::from_str(penalty).expect("an object");
+    let time =
+        |key: &str| -> Time { serde_json::from_value(penalty[key].clone()).expect("a time") };
+    time("forgotten").since(time("until"))
+}
+
+/// Two records that come from disk to a host whose clock says `now`, one after the other: together
+/// they are worth no more than what the rules store, seen from then.
+fn is_worth_its_own_span(
+    memory: &Memory,
+    name: &str,
+    table: &dyn Kept,
+    records: [&[u8]; 2],
+    now: Time,
+) {
+    let (key, at) = (Key::from_bytes([7; 16]), Moment::of(now));
+    let kept = records.map(|record| table.restore(key, record, at));
+    memory.sweep(at, 1);
+    if kept.contains(&Restored::Kept)
+        && let Some(left) = table.written(key)
+    {
+        let form = table.form();
+        let json = form.json(&left).expect("what was written");
+        let then = now + longest(name, &json);
+        assert_eq!(form.is_faded(&left, then), Some(true), "{name} {json} at {now}, {then}");
+    }
+}
+
+/// A sketch from disk, in a window of a length that was stored with another; a time, a window and a
+/// value before it. No number of it makes anything panic, what is seen from a clock is counted within
+/// its window, and one more value never counts less.
+pub fn sketches(bytes: &[u8]) {
+    let Some((head, sketch)) = bytes.split_first_chunk::<24>() else { return };
+    let [now, window, value] = [0, 8, 16].map(|from| {
+        let mut number = [0; 8];
+        number.copy_from_slice(&head[from..from + 8]);
+        u64::from_le_bytes(number)
+    });
+    let (now, window) = (Time::from_nanos(now), Duration::from_nanos(window));
+    let Some(mut read) = Distinct::decode(sketch) else { return };
+    assert_eq!(written(&read), sketch, "what is read is written the same");
+    let before = read.count(window, now);
+    let with = read.with(value, window, now);
+    assert!(with >= before, "{with} after {before}");
+    let wait = read.wait(value, 3, window, now);
+    assert!(wait <= window.max(Duration::from_nanos(2)), "{wait:?}");
+    read.add(value, window, now);
+    assert_eq!(read.count(window, now), with);
+    assert_eq!(read.with(value, window, now), with, "a value is not counted twice");
+    if let Some(seen) = read.seen_from(now, window) {
+        assert!(seen.forgettable(now + window));
+    }
+    let gone = now + window + window;
+    assert_eq!(read.count(window, gone), if gone > now + window { 0 } else { with });
+}
