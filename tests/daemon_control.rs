@@ -606,9 +606,14 @@ fn garbage_is_answered_and_the_connection_goes_on() {
     for _ in 0..2 {
         assert!(ask(&mut stream, b"").starts_with(r#"{"status":"#));
     }
+    // What is told of a line has a bound as the line has, however much of it must be escaped.
+    let odd = "\u{7f}".repeat(4_000);
+    let answer =
+        ask(&mut stream, format!("{{\"request\":\"shadow-off\",\"rule\":\"{odd}\"}}\n").as_bytes());
+    assert!(answer.contains("there is no rule") && answer.len() < 33 << 10, "{}", answer.len());
     // A line without an end is the last.
-    let answer = ask(&mut stream, &vec![b'x'; 64 << 10]);
-    assert!(answer.contains("expected a line of less than 65536 bytes"), "{answer}");
+    let answer = ask(&mut stream, &vec![b'x'; 4 << 10]);
+    assert!(answer.contains("expected a line of less than 4096 bytes"), "{answer}");
     assert_eq!(stream.read(&mut [0]).unwrap_or_default(), 0);
     assert_eq!(status(&daemon)["failures"]["panic"], 0);
 }

@@ -152,7 +152,7 @@ pub fn policy(bytes: &[u8]) {
 }
 
 /// A line for the control socket: what is read is printed and read back the same, under a name that
-/// is told to whoever asks for another; what is wrong with another line is said in few words.
+/// is told to whoever asks for another; what is wrong with another line is said in words that are bounded by its length.
 pub fn control(line: &[u8]) {
     match Asked::parse(line) {
         Ok(request) => {
@@ -162,7 +162,7 @@ pub fn control(line: &[u8]) {
         }
         Err(trouble) => {
             let printed = serde_json::to_string(&trouble).expect("a line");
-            assert!(printed.len() <= 1_000 + 6 * line.len(), "{printed}");
+            assert!(printed.len() <= 1_000 + 8 * line.len(), "{printed}");
         }
     }
 }

@@ -36,8 +36,9 @@ const CONNECTIONS: usize = 64;
 /// How long a request may take to come, and an answer to be taken.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The longest line taken, in bytes; a request is some hundred.
-const LONGEST_LINE: usize = 64 << 10;
+/// The longest line taken, in bytes; a request is some hundred. What is wrong with one is answered in
+/// its own words, which are up to eight times as long when they are escaped.
+const LONGEST_LINE: usize = 4 << 10;
 
 /// How long to wait after accept has failed: as a rule for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

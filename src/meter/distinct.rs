@@ -45,6 +45,9 @@ const EXACT: usize = 63;
 /// How many registers a pane has: those of both fill the same 256 bytes.
 const REGISTERS: usize = 127;
 
+/// What a register keeps of a hash of nothing but zeros.
+const LONGEST_RUN: u8 = u32::BITS as u8 + 1;
+
 #[derive(Clone, Debug)]
 enum Seen {
     /// All of it. The first `newer` of `all` hashes have been seen in the newer pane, the others
@@ -215,7 +218,12 @@ impl Seen {
                 }
                 (newer <= all).then_some(Self::Few { newer, all, hashes })?
             }
-            MANY => Self::Many { newer: parts.bytes()?, older: parts.bytes()? },
+            MANY => {
+                let (newer, older): ([u8; REGISTERS], [u8; REGISTERS]) =
+                    (parts.bytes()?, parts.bytes()?);
+                let possible = newer.iter().chain(&older).all(|longest| *longest <= LONGEST_RUN);
+                possible.then_some(Self::Many { newer, older })?
+            }
             _ => return None,
         };
         parts.end(seen)
@@ -603,6 +611,16 @@ mod tests {
             prop_assert_eq!(both.count(WINDOW, now), and_back.count(WINDOW, now));
             let at_least = one.count(WINDOW, now).max(other.count(WINDOW, now));
             prop_assert!(f64::from(both.count(WINDOW, now)) >= 0.5 * f64::from(at_least));
+        }
+
+        #[test]
+        fn no_register_is_read_that_no_value_can_have_made(at in 9..9 + 2 * REGISTERS, register: u8) {
+            let mut bytes = [0; 9 + 2 * REGISTERS];
+            (bytes[8], bytes[at]) = (MANY, register);
+            let read = Distinct::decode(&bytes);
+            prop_assert_eq!(read.is_some(), register <= 33);
+            let counted = read.map(|read| read.with(1, WINDOW, NOW));
+            prop_assert!(counted.is_none_or(|count| count <= 2));
         }
 
         #[test]
