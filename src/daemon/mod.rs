@@ -1,8 +1,8 @@
 //! The daemon: prepare, confine, serve, reload, drain.
 //!
-//! It begins as one thread that may do everything: that one binds sockets and opens the state,
-//! gives up what it does not need any more, and only then starts others, the log's first. Each
-//! worker is a thread with a runtime of its own, which serves MTAs and nothing else. The main
+//! It begins as one thread that may do everything: that one binds sockets, has another one open the
+//! state, gives up what it does not need any more, and only then starts the rest, the log's first.
+//! Ports open last: when the first answer can be given. Each worker is a thread with a runtime of its own, which serves MTAs and nothing else. The main
 //! thread has signals, metrics, the control socket, the sweep and the service manager, so that none
 //! of them delays a decision.
 
