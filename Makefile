@@ -5,7 +5,7 @@
 #                        cargo test, as in ARGS='--test scenarios'
 #
 # Each says first what it needs. Postfix and Sendmail are not installed, but unpacked, by root, into
-# /var/cache/postpone; a `sudo rm -r` of that folder loses nothing. Three for developers:
+# /var/cache/postpone; a `sudo rm -r` of that folder loses nothing. Four for developers:
 #
 #   make lint            format, lints, documentation
 #   make test-fresh      both of the above in a fresh Debian 12 and 13, as a user and as root, which
@@ -13,6 +13,9 @@
 #   make fuzz            makes up frames, requests, settings and records that break a property, for TIME
 #                        seconds (60) each; ARGS are names of targets. make test tries those that
 #                        were kept
+#   make test-faults     a real Postfix under load while the daemon is killed, stopped, reloaded, its disk
+#                        full or dead, its clock wrong, its log unread: every message is delivered once
+#                        or deferred with a reason; TIME=600 is in seconds, SEED=7 repeats a run's faults
 #
 # Four for installing it:
 #
@@ -35,7 +38,7 @@
 # Where rustup has put Rust, for a shell that was there before; and what sets up a Sendmail.
 export PATH := $(if $(findstring $(HOME)/.cargo/bin,$(PATH)),,$(HOME)/.cargo/bin:)$(PATH):/usr/sbin:/sbin
 
-.PHONY: help demo test lint test-fresh fuzz packages test-packages build install bench-detect
+.PHONY: help demo test lint test-fresh fuzz test-faults packages test-packages build install bench-detect
 
 DETECT ?= ../shared/detect
 
@@ -64,6 +67,12 @@ test-fresh:
 fuzz:
 	packaging/tools fuzz
 	TIME='$(TIME)' packaging/fuzz $(ARGS)
+
+test-faults:
+	packaging/tools test-faults
+	packaging/patiently cargo test --locked --no-run --test faults
+	cargo test --locked --config "target.'cfg(all())'.runner = ['$(CURDIR)/packaging/test', '--run']" \
+		--test faults -- $(if $(SEED),--seed $(SEED)) --time $(or $(TIME),600)
 
 packages:
 	packaging/tools packages

@@ -6,63 +6,29 @@
 
 mod support;
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::process::Signal;
 use support::daemon::Daemon;
+use support::hostclock::HostClock;
 use support::policy::{DUNNO, Smtpd};
 use support::{Folder, wait_until};
 
-/// Where libfaketime puts its library, which its program knows best.
-fn libfaketime() -> PathBuf {
-    let folders = fs::read_dir("/usr/lib").unwrap().chain(fs::read_dir("/usr").unwrap());
-    let libraries = folders.filter_map(|entry| {
-        let library = entry.ok()?.path().join("faketime/libfaketimeMT.so.1");
-        library.exists().then_some(library)
+/// Its tables are small, so that one sweep comes round to all of them.
+fn start(clock: &HostClock, state: &Path) -> Daemon {
+    let variables = clock.variables();
+    let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let settings = format!(
+        "limit = []\n[behaviour]\nmode = \"off\"\n[greylist]\nmode = \"enforce\"\n\
+         delay = \"5m\"\nproven_after = 1\n[state]\npath = \"{}\"\nflush = \"50ms\"\n\
+         max_clients = 1000\nmax_triplets = 1000\n",
+        state.display()
+    );
+    let daemon = Daemon::policy_service_run_by(&[], &variables, &settings);
+    wait_until("state to be read", || {
+        (daemon.metric("postpone_state_loading", &[]) == 0.0).then_some(())
     });
-    libraries.last().expect("libfaketime: install the package `faketime`")
-}
-
-/// The clock of one daemon.
-struct HostClock(PathBuf);
-
-impl HostClock {
-    fn of(folder: &Folder) -> Self {
-        let clock = Self(folder.path().join("clock"));
-        clock.is_off_by("+0");
-        clock
-    }
-
-    /// Steps it to be off the true time by so much, `+10y` or `-70d`.
-    fn is_off_by(&self, span: &str) {
-        let next = self.0.with_extension("next");
-        fs::write(&next, format!("{span}\n")).unwrap();
-        fs::rename(next, &self.0).unwrap();
-    }
-
-    /// Its tables are small, so that one sweep comes round to all of them.
-    fn start(&self, state: &Path) -> Daemon {
-        let (library, file) = (libfaketime(), self.0.to_str().unwrap());
-        let variables = [
-            ("LD_PRELOAD", library.to_str().unwrap()),
-            ("FAKETIME_TIMESTAMP_FILE", file),
-            ("FAKETIME_NO_CACHE", "1"),
-            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-            ("DONT_FAKE_MONOTONIC", "1"),
-        ];
-        let settings = format!(
-            "limit = []\n[behaviour]\nmode = \"off\"\n[greylist]\nmode = \"enforce\"\n\
-             delay = \"5m\"\nproven_after = 1\n[state]\npath = \"{}\"\nflush = \"50ms\"\n\
-             max_clients = 1000\nmax_triplets = 1000\n",
-            state.display()
-        );
-        let daemon = Daemon::policy_service_run_by(&[], &variables, &settings);
-        wait_until("state to be read", || {
-            (daemon.metric("postpone_state_loading", &[]) == 0.0).then_some(())
-        });
-        daemon
-    }
+    daemon
 }
 
 fn stop(mut daemon: Daemon) {
@@ -93,7 +59,7 @@ fn a_clock_that_is_ahead_for_a_moment_wipes_nothing_in_memory_or_on_disk() {
     let (folder, state) = (Folder::new("clock"), Folder::new("state"));
     let clock = HostClock::of(&folder);
     clock.is_off_by("-10m");
-    let daemon = clock.start(&state.path().join("state"));
+    let daemon = start(&clock, &state.path().join("state"));
     let mut smtpd = Smtpd::dial(&daemon.policy_endpoint);
     assert!(told(&smtpd.ask("198.18.1.1", "anna")) <= 375);
     daemon.told(&["allow", "198.18.9.0/24", "--for", "1d"]);
@@ -101,7 +67,7 @@ fn a_clock_that_is_ahead_for_a_moment_wipes_nothing_in_memory_or_on_disk() {
 
     // Ten minutes later it comes back and is known.
     clock.is_off_by("+0");
-    let daemon = clock.start(&state.path().join("state"));
+    let daemon = start(&clock, &state.path().join("state"));
     let mut smtpd = Smtpd::dial(&daemon.policy_endpoint);
     assert_eq!(smtpd.ask("198.18.1.1", "anna"), DUNNO);
     assert_eq!((entries(&daemon, "passed"), entries(&daemon, "proven")), (1.0, 1.0));
@@ -119,7 +85,7 @@ fn a_clock_that_is_ahead_for_a_moment_wipes_nothing_in_memory_or_on_disk() {
     }
     stop(daemon);
 
-    let daemon = clock.start(&state.path().join("state"));
+    let daemon = start(&clock, &state.path().join("state"));
     let mut smtpd = Smtpd::dial(&daemon.policy_endpoint);
     assert_eq!(smtpd.ask("198.18.1.1", "anna"), DUNNO, "from disk");
     assert!(daemon.told(&["status"]).contains("198.18.9.0/24"), "from disk");
@@ -130,20 +96,20 @@ fn a_clock_that_is_ahead_when_the_daemon_starts_wipes_nothing() {
     let (folder, state) = (Folder::new("clock"), Folder::new("state"));
     let clock = HostClock::of(&folder);
     clock.is_off_by("-10m");
-    let daemon = clock.start(&state.path().join("state"));
+    let daemon = start(&clock, &state.path().join("state"));
     let mut smtpd = Smtpd::dial(&daemon.policy_endpoint);
     told(&smtpd.ask("198.18.1.1", "anna"));
     daemon.told(&["allow", "198.18.9.0/24", "--for", "1d"]);
     stop(daemon);
     clock.is_off_by("+0");
-    let daemon = clock.start(&state.path().join("state"));
+    let daemon = start(&clock, &state.path().join("state"));
     let mut smtpd = Smtpd::dial(&daemon.policy_endpoint);
     assert_eq!(smtpd.ask("198.18.1.1", "anna"), DUNNO);
     stop(daemon);
 
     for off in ["+10y", "+70d"] {
         clock.is_off_by(off);
-        let daemon = clock.start(&state.path().join("state"));
+        let daemon = start(&clock, &state.path().join("state"));
         let mut smtpd = Smtpd::dial(&daemon.policy_endpoint);
         swept(&daemon, true);
         assert!(daemon.told(&["status"]).contains("HAS JUMPED"));
@@ -153,7 +119,7 @@ fn a_clock_that_is_ahead_when_the_daemon_starts_wipes_nothing() {
     }
 
     // It starts with a wrong clock once more, and that is put right while it runs.
-    let daemon = clock.start(&state.path().join("state"));
+    let daemon = start(&clock, &state.path().join("state"));
     clock.is_off_by("+0");
     swept(&daemon, false);
     let mut smtpd = Smtpd::dial(&daemon.policy_endpoint);
@@ -167,7 +133,7 @@ fn a_first_contact_stored_by_a_clock_that_was_ahead_waits_as_long_as_any() {
     let (folder, state) = (Folder::new("clock"), Folder::new("state"));
     let clock = HostClock::of(&folder);
     clock.is_off_by("+10y");
-    let daemon = clock.start(&state.path().join("state"));
+    let daemon = start(&clock, &state.path().join("state"));
     let mut smtpd = Smtpd::dial(&daemon.policy_endpoint);
     told(&smtpd.ask("198.18.1.1", "anna"));
     clock.is_off_by("+0");

@@ -5,72 +5,20 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use rustix::process::Signal;
 use support::apart::apart;
 use support::daemon::Daemon;
+use support::disk::Disk;
 use support::mx::greeted;
 use support::postfix::Postfix;
 use support::smtp::Reply;
-use support::{Folder, wait_until};
+use support::wait_until;
 
 const ANNA: &str = "127.0.0.11";
 const BERT: &str = "127.0.0.12";
 const CARL: &str = "127.0.0.13";
-
-/// A disk of its own, mounted in the namespace of the story.
-struct Disk {
-    place: PathBuf,
-    _image: Folder,
-}
-
-impl Disk {
-    fn mounted() -> Self {
-        let image = Folder::new("disk");
-        let file = image.path().join("image");
-        let file = file.to_str().unwrap();
-        run("truncate", &["-s", "96M", file]);
-        run("mkfs.ext4", &["-q", "-F", file]);
-        let disk = Self { place: PathBuf::from("/mnt"), _image: image };
-        run("mount", &["-o", "loop", file, "/mnt"]);
-        disk
-    }
-
-    /// Who writes there waits from now on.
-    fn hangs(&self) -> Hanging<'_> {
-        run("fsfreeze", &["--freeze", self.place.to_str().unwrap()]);
-        Hanging(self)
-    }
-}
-
-/// A disk that answers nobody for as long as this lives. Whoever waits for it cannot end, so it is to
-/// be dropped before a daemon is.
-struct Hanging<'a>(&'a Disk);
-
-impl Drop for Hanging<'_> {
-    fn drop(&mut self) {
-        let place = self.0.place.to_str().unwrap();
-        let answers = Command::new("fsfreeze").args(["--unfreeze", place]).status();
-        assert!(answers.unwrap().success() || std::thread::panicking());
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.place).output();
-    }
-}
-
-#[track_caller]
-fn run(program: &str, arguments: &[&str]) {
-    let output = Command::new(program).args(arguments).output();
-    let output =
-        output.unwrap_or_else(|error| panic!("{program} (e2fsprogs, util-linux): {error}"));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {arguments:?}: {said}");
-}
 
 fn policy(state: &Path) -> String {
     format!(

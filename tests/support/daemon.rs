@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -230,6 +230,11 @@ impl Daemon {
     /// Waits for the daemon to end; `None` when a signal killed it.
     pub fn exit_code(&mut self) -> Option<i32> {
         wait_until("the daemon to end", || self.child.try_wait().unwrap()).code()
+    }
+
+    /// How it has ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
     }
 
     /// Waits for the first log line that `wanted` accepts, from the daemon's start on.

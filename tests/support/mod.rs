@@ -8,8 +8,10 @@
 pub mod apart;
 pub mod daemon;
 pub mod debian;
+pub mod disk;
 pub mod front;
 pub mod hang;
+pub mod hostclock;
 pub mod milter;
 pub mod mx;
 pub mod oracle;

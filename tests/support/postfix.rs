@@ -82,6 +82,21 @@ impl Postfix {
         self.leash.wait().expect("the shell is ours");
     }
 
+    /// Its processes of this program, `smtpd` say.
+    pub fn processes(&self, program: &str) -> Vec<Pid> {
+        let group = self.leash.id().to_string();
+        let of_it = |pid: i32| {
+            // `PID (PROGRAM) STATE PARENT GROUP ...`
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            let (named, rest) = stat.split_once(") ")?;
+            let ours = rest.split(' ').nth(2)? == group && named.ends_with(&format!("({program}"));
+            ours.then(|| Pid::from_raw(pid)).flatten()
+        };
+        let processes = fs::read_dir("/proc").unwrap();
+        let names = processes.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        names.filter_map(|name| of_it(name.parse().ok()?)).collect()
+    }
+
     /// Every message delivered so far, whole, in no promised order.
     pub fn mailbox(&self) -> Vec<String> {
         let Ok(files) = fs::read_dir(self.folder.path().join("mail/inbox/new")) else {
