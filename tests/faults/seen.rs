@@ -8,6 +8,8 @@ use std::fs;
 /// stay at the size they once had, and the store keeps some of its files open.
 const MORE_MEMORY: u64 = 64 << 20;
 const MORE_DESCRIPTORS: usize = 8;
+/// And what may be in use for a while, with an unread log and a full disk.
+const MORE_AT_MOST: u64 = 128 << 20;
 
 /// What the summary says of the daemon.
 #[derive(Default)]
@@ -41,6 +43,8 @@ impl Seen {
     pub fn is_within_bounds(&self) {
         let now = self.at_the_end;
         assert!(now.memory <= self.most_memory(), "memory: {} at first, {now}", self.idle);
+        let most = self.most;
+        assert!(most.memory <= self.idle.memory + MORE_AT_MOST, "memory: {}, {most}", self.idle);
     }
 
     pub fn heard(&mut self, lines: &[String]) {
