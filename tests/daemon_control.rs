@@ -609,7 +609,7 @@ fn garbage_is_answered_and_the_connection_goes_on() {
     // What is told of a line has a bound as the line has, however much of it must be escaped.
     let odd = "\u{7f}".repeat(4_000);
     let answer =
-        ask(&mut stream, format!("{{\"request\":\"shadow-off\",\"rule\":\"{odd}\"}}\n").as_bytes());
+        ask(&mut stream, format!("{{\"request\":\"shadow\",\"rule\":\"{odd}\"}}\n").as_bytes());
     assert!(answer.contains("there is no rule") && answer.len() < 33 << 10, "{}", answer.len());
     // A line without an end is the last.
     let answer = ask(&mut stream, &vec![b'x'; 4 << 10]);

@@ -1,6 +1,6 @@
 //! What comes over sockets.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use indymilter::message::Message;
 use indymilter::message::reply::Reply;
@@ -18,6 +18,10 @@ use postpone::policy::Memory;
 const POLICY: &str = r#"
 [server]
 hostname = "throttle.example.org"
+[[listen]]
+milter = "inet:127.0.0.1:7421"
+[[listen]]
+policy = "inet:127.0.0.1:7422"
 [state]
 max_clients = 1000
 max_triplets = 1000
@@ -63,19 +67,22 @@ mode = "enforce"
 reply = "451 4.7.1 {hostname} Not yet, {recipient}"
 "#;
 
-/// A host at its first minute, and the door of a listener.
-fn host(listen: &str) -> (Arc<Engine>, Door) {
-    let text = format!("{POLICY}\n[[listen]]\n{listen} = \"inet:127.0.0.1:7421\"\n");
-    let settings = match Settings::parse("the policy", &text) {
+/// A host at its first minute, and the door of its milter or of its policy service.
+fn host(listener: usize) -> (Arc<Engine>, Door) {
+    static SETTINGS: OnceLock<Settings> = OnceLock::new();
+    let settings = SETTINGS.get_or_init(|| match Settings::parse("the policy", POLICY) {
         Ok(checked) => checked.settings,
         Err(Unusable(report)) => panic!("{report}"),
-    };
+    });
     let memory = Memory::new(&Secret::new([0; 16]), settings.bounds());
     let policy = settings.policy(&memory).expect("it names no files");
     let clock = ManualClock::at(Time::from_secs(1_800_000_000));
-    let door = settings.listen[0].door();
+    let door = settings.listen[listener].door();
     (Engine::new(Box::new(Arc::new(clock)), memory, policy), door)
 }
+
+const MILTER: usize = 0;
+const POLICY_SERVICE: usize = 1;
 
 /// The most that a reply line takes (RFC 5321 section 4.5.3.1.5), its CR LF included.
 const LONGEST_LINE: usize = 512;
@@ -85,9 +92,9 @@ const LONGEST_LINE: usize = 512;
 /// is temporary and fits a line; what is kept meanwhile is bounded.
 pub fn frames(bytes: &[u8]) {
     let Some((tear, frames)) = bytes.split_first() else { return };
-    let (engine, door) = host("milter");
+    let (engine, door) = host(MILTER);
     let whole = milter::overheard(&engine, door, &[frames]);
-    let (engine, door) = host("milter");
+    let (engine, door) = host(MILTER);
     let (one, other) = frames.split_at(frames.len() * usize::from(*tear) / 256);
     let torn = milter::overheard(&engine, door, &[one, other]);
     assert_eq!((&whole.said, &whole.nonsense), (&torn.said, &torn.nonsense));
@@ -128,7 +135,7 @@ fn temporary(line: &str) {
 /// is one line, and never a bare number; of the first request that cannot be read the words fit a
 /// log line.
 pub fn policy(bytes: &[u8]) {
-    let (engine, door) = host("policy");
+    let (engine, door) = host(POLICY_SERVICE);
     let desk = Desk::new(&Secret::new([0; 16]));
     let mut rest = bytes;
     while !rest.is_empty() {
