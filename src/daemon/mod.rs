@@ -136,7 +136,7 @@ struct Daemon<'a> {
 }
 
 impl Daemon<'_> {
-    fn run(self, early: Early, state: State, engine: Arc<Engine>) -> Result<(), Trouble> {
+    fn run(mut self, early: Early, state: State, engine: Arc<Engine>) -> Result<(), Trouble> {
         let Early { runtime: main, hangup } = early;
         let _inside = main.enter();
         let signals = Signals::new(hangup);
@@ -174,6 +174,8 @@ impl Daemon<'_> {
             }
         };
         end.begin();
+        // Ports close once the workers close theirs: nobody is to wait for who does not come.
+        self.sockets.served.clear();
         before.push(running);
         main.block_on(self.stop(&mut before, state, &end))?;
         ended_well(before, told)

@@ -296,8 +296,9 @@ mod tests {
     #[test]
     fn who_connects_before_anybody_can_answer_is_refused() {
         let folder = std::env::temp_dir().join(format!("postpone-bound-{}", std::process::id()));
+        let ownership = Ownership { mode: 0o600, ..Ownership::default() };
         for address in [Address::Inet(([127, 0, 0, 1], 0).into()), Address::Unix(folder.clone())] {
-            let bound = Bound::bind(&address, Stack::Both, &Ownership::default()).unwrap();
+            let bound = Bound::bind(&address, Stack::Both, &ownership).unwrap();
             let connect = || match &bound {
                 Bound::Inet(listener) => {
                     TcpStream::connect(listener.local_addr().unwrap()).map(drop)

@@ -247,7 +247,9 @@ fn documented(setting: &str, endpoint: &str) -> String {
     let lines = include_str!("../../conf/postfix-main.cf").lines();
     let mut setting = lines.filter(|line| line.starts_with(&format!("{setting} = ")));
     let line = setting.next().expect("conf/postfix-main.cf has it");
-    line.replace("inet:127.0.0.1:7421", endpoint) + "\n"
+    let (before, address) = line.split_once("{ ").expect("an address with its parameters");
+    let (_, parameters) = address.split_once(',').expect("an address with its parameters");
+    format!("{before}{{ {endpoint},{parameters}\n")
 }
 
 /// The folder with Debian's package.
