@@ -207,7 +207,8 @@ fn serve(file: Option<PathBuf>) -> ExitCode {
     match read {
         Ok(Checked { settings, report, named, can_be_taken, .. }) => {
             say(&report);
-            if let Some(why) = can_be_taken {
+            // Of what the file names, systemd may hold some: the daemon says it, once it knows.
+            if let Some(why) = can_be_taken.filter(|_| !named.listen) {
                 say(&format_args!("warning: {why}\n"));
             }
             daemon::serve(early, settings, named, file.unwrap_or_else(|| DEFAULT_FILE.into()))

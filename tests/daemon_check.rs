@@ -135,6 +135,13 @@ fn good_settings_are_good_and_a_warning_does_not_make_them_bad() {
     let listening = "[[listen]]\nmilter = \"unix:/run/postpone/own.sock\"\n";
     assert_eq!(text(&check(&folder.write("listening.toml", listening)).stderr), "");
 
+    let ports = "[[listen]]\nmilter = \"inet:127.0.0.1:7421\"\n\
+                 [[listen]]\nmilter = \"inet:127.0.0.1:7424\"\n";
+    let said = text(&check(&folder.write("ports.toml", ports)).stderr);
+    let warning = "warning: inet:127.0.0.1:7421 and inet:127.0.0.1:7424: while postpone is away, any \
+                   local user can take these addresses and answer the MTA.";
+    assert!(said.starts_with(warning) && said.lines().count() == 1, "{said}");
+
     let slowing = "[greylist]\nreply = \"451 4.7.1 Unusual rate; retry in {wait} seconds\"\n";
     let output = check(&folder.write("slowing.toml", slowing));
     let said = text(&output.stderr);
@@ -433,7 +440,7 @@ fn a_name_without_a_dot_that_replies_would_have_is_warned_of() {
         assert_eq!(output.status.code(), Some(0));
         text(&output.stderr)
     };
-    let policy = "[[listen]]\npolicy = \"inet:127.0.0.1:7422\"\n";
+    let policy = "[[listen]]\npolicy = \"unix:/run/postpone/policy.sock\"\n";
     let warned = said(policy, "mx1");
     assert!(
         warned.starts_with("warning: replies name this host mx1, which has no dot"),
@@ -441,7 +448,7 @@ fn a_name_without_a_dot_that_replies_would_have_is_warned_of() {
     );
     assert_eq!(said(policy, "mx1.example.org"), "");
     // A milter is told.
-    assert_eq!(said("[[listen]]\nmilter = \"inet:127.0.0.1:7421\"\n", "mx1"), "");
+    assert_eq!(said("[[listen]]\nmilter = \"unix:/run/postpone/own.sock\"\n", "mx1"), "");
     let set = format!("[server]\nhostname = \"mx1.example.org\"\n{policy}");
     assert_eq!(said(&set, "mx1"), "");
     for wrong in [".example.org", "mx1..example.org", "mx1.example.org.", "."] {

@@ -330,6 +330,22 @@ fn a_restart_with_a_port_that_was_passed_loses_no_session() {
     drop(daemon);
 }
 
+/// While postpone is away another user may answer the MTA at a port, unless the manager holds it.
+#[test]
+fn a_port_that_any_local_user_can_take_is_told_of_once_and_one_that_is_passed_is_not() {
+    let told_of = |daemon: &mut Daemon| {
+        let warned = |line: &&String| line.contains("any local user can take");
+        daemon.signal(Signal::TERM);
+        assert_eq!(daemon.exit_code(), Some(0));
+        daemon.lines().iter().filter(warned).map(|line| line.contains(" WARN ")).collect::<Vec<_>>()
+    };
+    assert_eq!(told_of(&mut Daemon::start("limit = []\n")), [true]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("inet:{}", listener.local_addr().unwrap());
+    assert_eq!(told_of(&mut Daemon::passed(&endpoint, listener, "limit = []\n")), [false; 0]);
+    assert_eq!(told_of(&mut Daemon::on_unix_socket("limit = []\n")), [false; 0]);
+}
+
 #[test]
 fn a_unix_socket_that_was_passed_stays_as_the_manager_has_made_it() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};

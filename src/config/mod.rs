@@ -24,6 +24,7 @@ use crate::front::address::{Address, UnixPath};
 use crate::front::listen::{self, Permissions, Protocol};
 use crate::front::packaged::Listening;
 use crate::front::socket_file::Ownership;
+use crate::front::takeable;
 use crate::meter::units::Span;
 use crate::policy::access::Lists;
 use crate::policy::limit::dimension::Dimension;
@@ -364,10 +365,19 @@ impl Settings {
         Self::parse_beside(&[listen::Params::default()], file, text)
     }
 
+    /// Why another user might answer the MTA at what is listened on, where nobody else holds it.
+    pub fn can_be_taken(&self, is_held: impl Fn(&Address) -> bool) -> Option<String> {
+        let addresses = self.listen.iter().filter_map(|listen| Some(listen.address()?.0));
+        takeable::warning(addresses.filter(|address| !is_held(address)))
+    }
+
     /// Reads settings from a text, on a host that listens so by default.
     fn parse_on(here: &Listening, file: &str, text: &str) -> Result<Checked, Unusable> {
         let mut checked = Self::parse_beside(&here.listeners(), file, text)?;
-        checked.can_be_taken = here.warning().filter(|_| checked.names_no_listener);
+        checked.can_be_taken = match checked.named.listen {
+            true => checked.settings.can_be_taken(|address| here.holds(address)),
+            false => here.warning(),
+        };
         Ok(checked)
     }
 
@@ -383,6 +393,7 @@ impl Settings {
             root.get(section).is_some_and(|section| section.get_ref().get(key).is_some())
         };
         let named = Named {
+            listen: false,
             socket: named("control", "socket"),
             http: named("control", "http"),
             state: named("state", "path"),
@@ -405,7 +416,7 @@ impl Settings {
                 },
             );
         let listeners = listen.clone().filter(|listen| !listen.is_empty());
-        let names_no_listener = listeners.is_none();
+        let named = Named { listen: listeners.is_some(), ..named };
         let listeners = listeners.unwrap_or_else(|| by_default.to_vec());
         let mut earlier = Vec::new();
         let limit = reader.list(&mut root, "limit", |limit: &limit::Params| {
@@ -452,7 +463,7 @@ impl Settings {
             state,
             log,
         };
-        Ok(Checked { settings, report, named, names_no_listener, can_be_taken: None })
+        Ok(Checked { settings, report, named, can_be_taken: None })
     }
 
     /// The same settings as TOML, every key spelled out; as comments, the built-in limits that they
@@ -663,17 +674,17 @@ pub struct Checked {
     pub report: read::Report,
     /// What it cannot be served without.
     pub named: Named,
-    /// There is no `[[listen]]`, and so it listens where this host does by default.
-    names_no_listener: bool,
-    /// Why another user might answer the MTA then. It is no mistake in the file, and said where it
+    /// Why another user might answer the MTA. It is no mistake in the file, and said where it
     /// matters: by `check`, and as the daemon starts.
     pub can_be_taken: Option<String>,
 }
 
 /// What the file names itself. At its default each of these can be done without, where it cannot
-/// be had.
+/// be had; all but the listeners.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Named {
+    /// Where to listen; else it listens where this host does by default.
+    pub listen: bool,
     /// The socket for `ctl`.
     pub socket: bool,
     /// The address of metrics.

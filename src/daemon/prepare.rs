@@ -79,6 +79,11 @@ impl Prepared {
     ) -> Result<Self, Trouble> {
         let mut files = Vec::new();
         let sockets = bind(settings, &mut files, notes)?;
+        if named.listen
+            && let Some(why) = settings.can_be_taken(|address| is_passed(&sockets, address))
+        {
+            notes.take(move || warn!("{why}"));
+        }
         let metrics = bind_metrics(&settings.control, named, notes)?;
         let control = bind_control(&settings.control, named, notes)?;
         if let (Some(_), OrNone::Some(socket)) = (&control, &settings.control.socket) {
@@ -129,6 +134,12 @@ fn bind(
         sockets.push(Socket { bound, listen: listen.clone(), passed });
     }
     Ok(sockets)
+}
+
+fn is_passed(sockets: &[Socket], address: &Address) -> bool {
+    sockets.iter().any(|socket| {
+        socket.passed && socket.listen.address().is_some_and(|(passed, _)| passed == address)
+    })
 }
 
 fn bind_metrics(

@@ -99,7 +99,7 @@ impl Socket {
 pub async fn serve(socket: Socket, desk: Desk) -> io::Result<()> {
     let Socket { listener, peers } = socket;
     let (listener, desk) = (UnixListener::from_std(listener)?, Arc::new(desk));
-    let mut guests = Guests::new(CONNECTIONS);
+    let mut guests = Guests::new(CONNECTIONS, desk.engine.clone());
     let mut refusals = Refusals::default();
     loop {
         let accepted = listener.accept().await;

@@ -3,19 +3,24 @@
 //! says nothing; it gives its place to the next, and nobody waits for it.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use tokio::task::JoinHandle;
+
+use super::counted::counted;
+use crate::engine::Engine;
 
 /// Those that are there, the oldest first.
 pub(super) struct Guests {
     most: usize,
+    engine: Arc<Engine>,
     oldest: VecDeque<JoinHandle<()>>,
 }
 
 impl Guests {
-    /// Room for so many.
-    pub(super) fn new(most: usize) -> Self {
-        Self { most, oldest: VecDeque::new() }
+    /// Room for so many, whose panics this engine counts.
+    pub(super) fn new(most: usize, engine: Arc<Engine>) -> Self {
+        Self { most, engine, oldest: VecDeque::new() }
     }
 
     /// Takes one more.
@@ -30,6 +35,6 @@ impl Guests {
             // Its descriptor is given back before the next one is taken.
             let _ = connection.await;
         }
-        self.oldest.push_back(tokio::spawn(conversation));
+        self.oldest.push_back(tokio::spawn(counted(self.engine.clone(), conversation)));
     }
 }

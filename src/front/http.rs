@@ -38,7 +38,7 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 /// Serves until dropped.
 pub async fn serve(listener: std::net::TcpListener, engine: Arc<Engine>) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
-    let mut guests = Guests::new(CONNECTIONS);
+    let mut guests = Guests::new(CONNECTIONS, engine.clone());
     loop {
         match listener.accept().await {
             Ok((stream, _)) => guests.take(converse(stream, engine.clone())).await,

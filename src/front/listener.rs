@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::address::Address;
+use super::counted::counted;
 use super::socket_file::{self, Ownership};
 use super::transport::Transport;
 use crate::engine::Engine;
@@ -182,16 +183,12 @@ impl Serving {
                 // An error means that the daemon itself is gone.
                 _ = &mut stop => break,
             };
-            let conversation = converse(transport, told.clone());
+            let conversation = counted(engine.clone(), converse(transport, told.clone()));
             connections.spawn(async move {
                 conversation.await;
                 drop(place);
             });
-            while let Some(ended) = connections.try_join_next() {
-                if let Err(panicked) = ended {
-                    engine.failed(Failure::Panic, &panicked);
-                }
-            }
+            while connections.try_join_next().is_some() {}
         }
         drop(socket);
         let mut ended = pin!(async { while connections.join_next().await.is_some() {} });

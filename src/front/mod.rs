@@ -2,6 +2,7 @@
 
 pub mod address;
 pub mod control;
+mod counted;
 mod guests;
 pub mod http;
 pub mod listen;
@@ -11,4 +12,5 @@ pub mod packaged;
 pub mod passed;
 pub mod policyd;
 pub mod socket_file;
+pub mod takeable;
 pub mod transport;

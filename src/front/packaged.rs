@@ -48,6 +48,18 @@ impl Listening {
         self.sockets.iter().copied().map(on).chain(port).collect()
     }
 
+    /// Whether systemd holds this address by a unit of the packages.
+    pub fn holds(&self, address: &Address) -> bool {
+        match address {
+            Address::Unix(path) => self.sockets.iter().any(|held| path == Path::new(held)),
+            port @ Address::Inet(_) => {
+                self.port
+                    && !self.sockets.is_empty()
+                    && Params::default().milter.as_ref() == Some(port)
+            }
+        }
+    }
+
     /// What an administrator should know.
     pub fn warning(&self) -> Option<String> {
         let why = match (self.port, self.sockets.is_empty()) {
