@@ -538,7 +538,12 @@ fn settings(socket: &Path, workers: u8) -> Settings {
 fn serve_daemon(settings: Settings) -> ExitCode {
     // No settings name it, so no metrics are served, and no file is read.
     let early = daemon::Early::new().expect("signals can be watched");
-    daemon::serve(early, settings, Named { socket: true, http: true, state: true }, PathBuf::new())
+    daemon::serve(
+        early,
+        settings,
+        Named { listen: true, socket: true, http: true, state: true },
+        PathBuf::new(),
+    )
 }
 
 fn serve_postpone(runtime: &mut runtime::Builder, settings: &Settings) -> io::Result<Infallible> {
