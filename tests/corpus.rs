@@ -39,6 +39,33 @@ fn every_input_that_was_kept_has_its_property() {
     }
 }
 
+/// `make fuzz` builds what is locked, so what it tries is what is shipped.
+#[test]
+fn the_fuzz_targets_are_built_from_what_the_daemon_is_built_from() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |file: &str| -> toml::Table {
+        fs::read_to_string(root.join(file)).unwrap().parse().unwrap()
+    };
+    let locked = |file: &str| -> Vec<(String, String)> {
+        let lock = read(file);
+        let packages = lock["package"].as_array().unwrap().iter();
+        let text = |package: &toml::Value, key: &str| package[key].as_str().unwrap().to_owned();
+        packages.map(|package| (text(package, "name"), text(package, "version"))).collect()
+    };
+    let (ours, theirs) = (locked("Cargo.lock"), locked("fuzz/Cargo.lock"));
+    let command = "cp Cargo.lock fuzz/ && cargo fetch --manifest-path fuzz/Cargo.toml";
+    for package in &theirs {
+        let is_shared = ours.iter().any(|(name, _)| *name == package.0);
+        assert!(!is_shared || ours.contains(package), "{package:?} is another here: {command}");
+    }
+    for (name, _) in read("Cargo.toml")["dependencies"].as_table().unwrap() {
+        assert!(theirs.iter().any(|(known, _)| known == name), "{name} is missing: {command}");
+    }
+    for (name, _) in TARGETS {
+        assert!(root.join("fuzz/fuzz_targets").join(name).with_extension("rs").exists(), "{name}");
+    }
+}
+
 proptest! {
     /// Of every table that is kept on disk, those that come to be included: records as a host has
     /// written them and records with some bytes changed, alike or not, at whatever moment.
