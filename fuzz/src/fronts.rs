@@ -111,8 +111,10 @@ pub fn frames(bytes: &[u8]) {
         let message = Message::new(*letter, payload.to_vec());
         let reply = Reply::parse_reply(message).expect("a frame of a milter");
         if let Reply::ReplyCode { reply } = reply {
-            let line = reply.to_str().expect("ASCII").replace("%%", "%");
-            temporary(&line);
+            let line = reply.to_str().expect("ASCII");
+            // A single one is an escape to both MTAs, and a permanent refusal of Sendmail's.
+            assert!(!line.replace("%%", "").contains('%'), "{line}");
+            temporary(&line.replace("%%", "%"));
         }
         said = rest;
         answers += 1;
@@ -150,6 +152,10 @@ pub fn policy(bytes: &[u8]) {
             }
         };
         let action = desk.answer(&request, &engine, &door).to_string();
+        if action == "DUNNO" {
+            let again = desk.answer(&request, &engine, &door).to_string();
+            assert_eq!(again, action, "what is asked again after a time-out is counted once");
+        }
         match action.strip_prefix("DEFER_IF_PERMIT ") {
             _ if action == "DUNNO" => {}
             Some(text) => temporary(&format!("450 {text}")),
