@@ -96,7 +96,7 @@ fn run(seed: u64, time: Duration) {
     let seen = site.close();
     summary(seed, &plan, &at_the_end, &after, &seen);
     seen.is_within_bounds();
-    assert!(after.faults.is_empty() && at_the_end.faults.is_empty(), "see above");
+    assert!(after.wrong.is_empty(), "see above");
     assert_eq!(after.waiting(), 0, "everything is let pass, and something still waits");
 }
 
@@ -134,7 +134,7 @@ fn drained(sent: &[Sent], sender: &Postfix, mx: &Postfix, most: Duration) -> Acc
             (best, since) = (account.delivered, passed());
         }
         // Mail that was taken may be on its way to the mailbox.
-        let is_over = account.waiting() == 0 && account.faults.is_empty();
+        let is_over = account.waiting() == 0 && account.wrong.is_empty();
         if is_over || passed() > most || passed() - since > STANDSTILL {
             return account;
         }
@@ -179,7 +179,7 @@ fn summary(
     for (complaint, count) in &seen.complaints {
         println!("  log {count} x {complaint}");
     }
-    for fault in after.faults.iter().chain(&at_the_end.faults).take(50) {
-        println!("  WRONG {fault}");
+    for wrong in after.wrong.iter().take(50) {
+        println!("  WRONG {wrong}");
     }
 }

@@ -39,7 +39,7 @@ pub struct Account {
     pub refused: usize,
     pub unknown: (usize, usize),
     /// What must not be.
-    pub faults: Vec<String>,
+    pub wrong: Vec<String>,
 }
 
 impl Account {
@@ -67,7 +67,7 @@ impl Account {
         };
         let mx_log = mx.log();
         account
-            .faults
+            .wrong
             .extend(log.lines().chain(mx_log.lines()).filter(permanent).map(str::to_owned));
         account
     }
@@ -78,7 +78,7 @@ impl Account {
             return self.none_of(key, copies, "before any attempt");
         };
         match (attempts.status.as_str(), copies) {
-            ("sent", 0) => self.faults.push(format!("{key:?} is lost")),
+            ("sent", 0) => self.wrong.push(format!("{key:?} is lost")),
             ("sent", 1) => self.delivered += 1,
             // One that may have been taken, and waits for another attempt.
             ("deferred", 1) if attempts.unsure > 0 => self.delivered += 1,
@@ -91,14 +91,14 @@ impl Account {
             }
             (status, copies) => {
                 let Attempts { dsn, reason, .. } = attempts;
-                self.faults.push(format!("{key:?}: {copies} copies, {status} {dsn} {reason}"));
+                self.wrong.push(format!("{key:?}: {copies} copies, {status} {dsn} {reason}"));
             }
         }
     }
 
     fn visitor(&mut self, key: &(String, String), fate: &Fate, copies: usize) {
         match (fate, copies) {
-            (Fate::Accepted, 0) => self.faults.push(format!("{key:?} is lost")),
+            (Fate::Accepted, 0) => self.wrong.push(format!("{key:?} is lost")),
             (Fate::Accepted, 1) => self.delivered += 1,
             (Fate::Unknown, 0) => self.unknown.1 += 1,
             (Fate::Unknown, 1) => self.unknown.0 += 1,
@@ -106,13 +106,13 @@ impl Account {
                 self.refused += 1;
                 self.none_of(key, copies, "though it was refused");
             }
-            _ => self.faults.push(format!("{key:?}: {copies} copies of one message")),
+            _ => self.wrong.push(format!("{key:?}: {copies} copies of one message")),
         }
     }
 
     fn none_of(&mut self, key: &(String, String), copies: usize, when: &str) {
         if copies > 0 {
-            self.faults.push(format!("{key:?}: {copies} copies {when}"));
+            self.wrong.push(format!("{key:?}: {copies} copies {when}"));
         }
     }
 
