@@ -175,6 +175,16 @@ impl Said {
         Self { until, lasting: Some(Lasting::from(now, until)) }
     }
 
+    /// A moment, whatever the clock is: of what the settings say, and not how long anything lasts.
+    pub fn moment(moment: Time) -> Self {
+        Self::until(moment, Time::default())
+    }
+
+    /// Whether it is that.
+    pub fn is_moment(&self) -> bool {
+        *self == Self::moment(self.until)
+    }
+
     /// When it is over as seen from now; `longest` is the longest that can be said.
     pub fn ends(&self, now: Time, longest: Duration) -> Time {
         let said = self.lasting.map_or(longest, |lasting| Duration::from_nanos(lasting.0));
@@ -194,7 +204,7 @@ impl Record for Said {
     }
 
     fn seen_from(&self, now: Time, longest: Duration) -> Option<Self> {
-        let until = self.ends(now, longest);
+        let until = if self.is_moment() { self.until } else { self.ends(now, longest) };
         (until != self.until).then_some(Self { until, ..*self })
     }
 }

@@ -111,8 +111,7 @@ impl Memory {
         let keys = (0..self.closed.parts()).flat_map(|part| self.closed.keys(part));
         keys.for_each(|key| _ = self.closed.forget(key));
         let Some(until) = by_settings else { return Ok(()) };
-        // What the settings say is a moment, whatever the clock is.
-        let said = Said::until(until, Time::default());
+        let said = Said::moment(until);
         self.closed.write(self.lifted(), Moment::of(now), |lifted| *lifted = said)
     }
 
@@ -126,7 +125,8 @@ impl Memory {
         if self.closed.is_empty() {
             return None;
         }
-        let until = |closed: Option<&Said>| closed.map(|closed| closed.until);
+        let closed = |closed: &&Said| !closed.is_moment();
+        let until = |said: Option<&Said>| said.filter(closed).map(|closed| closed.until);
         self.closed.read(self.key(listener), Moment::of(now), until)
     }
 
