@@ -53,11 +53,12 @@ test:
 	packaging/tools test
 	packaging/test $(ARGS)
 
-# Benchmarks are compiled by clippy, and not run.
+# Benchmarks are compiled by clippy, and not run. What cargo test leaves out, --all-targets does too.
 lint:
 	packaging/tools lint
 	cargo fmt --check
 	packaging/patiently cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --test faults --test packages --test postfix_newer -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
 
 test-fresh:
