@@ -35,7 +35,7 @@ const HEADER: &str = r#"{"postpone_state":1,"secret":"000102030405060708090a0b0c
 const ENTRIES: [&str; 8] = [
     r#"{"table":"penalties","key":"00000000000000000000000000000001","offences":3,"until":"2100-01-01T00:00:00.000000001Z","forgotten":"2100-01-02T00:00:00.000000000Z"}"#,
     r#"{"table":"meters","key":"00000000000000000000000000000002","empty_at":"2100-01-01T00:00:00.500000000Z"}"#,
-    r#"{"table":"sketches","key":"00000000000000000000000000000003","ends":"2100-01-01T00:00:00.000000000Z","seen":"00010a0b0c0d0e0f1011"}"#,
+    r#"{"table":"sketches","key":"00000000000000000000000000000003","ends":"2100-01-01T00:00:00.000000000Z","seen":"00000e0f10110a0b0c0d"}"#,
     r#"{"table":"proven","key":"00000000000000000000000000000004","passes":7,"enough":true,"until":"2100-01-01T00:00:00.000000000Z"}"#,
     r#"{"table":"passed","key":"f0000000000000000000000000000005","until":"2100-01-01T00:00:00.000000000Z"}"#,
     r#"{"table":"imported","key":"00000000000000000000000000000006","until":"2100-01-01T00:00:00.000000000Z"}"#,
@@ -147,6 +147,23 @@ fn to_import_twice_is_as_good_as_once_and_of_two_the_stronger_holds() {
 }
 
 #[test]
+fn what_could_not_be_read_again_is_not_imported() {
+    let folder = Folder::new("state");
+    let path = &folder.path().join("state");
+    let returns = r#"{"table":"returns","key":"00000000000000000000000000000001","last":"2100-01-01T00:00:00Z","awaited":[0,0],"never":1.0,"early":0.0,"proper":0.0}"#;
+    let name = format!(
+        r#"{{"table":"names","key":"00000000000000000000000000000001","name":"{}","earned":true,"until":"2100-01-01T00:00:00Z"}}"#,
+        "x".repeat(65),
+    );
+    for line in [&returns.replace("1.0", "1e39"), &name] {
+        let said = failed(&at(path, &["import", "-"], &format!("{HEADER}\n{line}\n")), DATA);
+        assert!(said.contains("line 2") && said.contains("out of its range"), "{said}");
+    }
+    done(&at(path, &["import", "-"], &format!("{HEADER}\n{returns}\n")));
+    assert!(exported(path).contains("\"never\":1.0"));
+}
+
+#[test]
 fn what_has_faded_is_neither_imported_nor_exported() {
     let folder = Folder::new("state");
     let path = &folder.path().join("state");
@@ -192,7 +209,7 @@ fn a_line_that_cannot_be_read_is_told_with_its_number_and_what_came_before_it_is
         (&good.replace("until", "till"), "unknown field `till`, expected `until`"),
         (&good.replace("2100-01-01T", "tomorrow "), "expected a time such as"),
         (&good.replace("\"until\"", "\"more\":1,\"until\""), "unknown field `more`"),
-        (&ENTRIES[2].replace("0001", "0009"), "`seen` is no sketch"),
+        (&ENTRIES[2].replace("\"0000", "\"0009"), "`seen` is no sketch"),
         (&ENTRIES[3].replace("7,", "-7,"), "invalid value"),
         (&good[..good.len() - 1], "EOF while parsing"),
     ] {

@@ -216,7 +216,10 @@ impl Seen {
                     *hashes.get_mut(usize::from(all))? = hash;
                     all += 1;
                 }
-                (newer <= all).then_some(Self::Few { newer, all, hashes })?
+                // No hash is kept twice.
+                let different = sorted(hashes[..usize::from(all)].to_vec()).len();
+                let possible = newer <= all && different == usize::from(all);
+                possible.then_some(Self::Few { newer, all, hashes })?
             }
             MANY => {
                 let (newer, older): ([u8; REGISTERS], [u8; REGISTERS]) =
@@ -611,6 +614,14 @@ mod tests {
             prop_assert_eq!(both.count(WINDOW, now), and_back.count(WINDOW, now));
             let at_least = one.count(WINDOW, now).max(other.count(WINDOW, now));
             prop_assert!(f64::from(both.count(WINDOW, now)) >= 0.5 * f64::from(at_least));
+        }
+
+        #[test]
+        fn no_hash_is_read_twice(first: u32, second: u32) {
+            let bytes = [&[0; 8][..], &[FEW, 1], &first.to_le_bytes(), &second.to_le_bytes()];
+            prop_assert_eq!(Distinct::decode(&bytes.concat()).is_some(), first != second);
+            let twice = [&[0; 8][..], &[FEW, 1], &first.to_le_bytes(), &first.to_le_bytes()];
+            prop_assert!(Distinct::decode(&twice.concat()).is_none());
         }
 
         #[test]

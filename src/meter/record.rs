@@ -253,7 +253,9 @@ impl<R: Stored> Form for PhantomData<R> {
     }
 
     fn read_json(&self, object: Value) -> Result<Vec<u8>, String> {
-        serde_json::from_value::<R>(object).map(|r| written(&r)).map_err(|e| e.to_string())
+        let bytes = written(&serde_json::from_value::<R>(object).map_err(|e| e.to_string())?);
+        // A number that is larger than any, or a name that is longer.
+        R::decode(&bytes).map(|_| bytes).ok_or_else(|| "a value is out of its range".into())
     }
 
     fn folded(&self, one: &[u8], other: &[u8]) -> Option<Vec<u8>> {

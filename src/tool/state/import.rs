@@ -259,6 +259,8 @@ impl<'a> Merge<'a> {
         for ((table, key), bytes) in std::mem::take(&mut self.batch) {
             let (name, form) = self.tables[table];
             let there = self.backend.get(name, key).map_err(|fault| self.place.fault(&fault))?;
+            // In the form that folding makes, which may be another than it was first written in.
+            let there = there.map(|there| form.folded(&there, &there).unwrap_or(there));
             let both = there.as_ref().and_then(|there| form.folded(there, &bytes)).unwrap_or(bytes);
             if there.as_ref() == Some(&both) {
                 known += 1;
