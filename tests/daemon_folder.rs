@@ -61,6 +61,37 @@ fn a_pipe_or_a_link_in_the_place_of_a_file_is_refused_at_once_and_not_followed()
     }
 }
 
+/// It is refused before anybody waits for it or follows it, and nothing of what is kept is lost.
+#[test]
+fn a_pipe_or_a_link_among_the_tables_is_refused_and_once_it_is_gone_all_is_as_it_was() {
+    let folder = Folder::new("tables");
+    let state = folder.path().join("state");
+    let mut daemon = Daemon::start(&policy(&state));
+    daemon.told(&["allow", "192.0.2.7", "--for", "7d"]);
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.exit_code(), Some(0));
+    for (number, name) in ["db/0.jnl", "db/version", "db/keyspaces/1/current"].iter().enumerate() {
+        let (place, away) = (state.join(name), folder.path().join("away"));
+        fs::rename(&place, &away).unwrap();
+        match number {
+            1 => symlink(&away, &place).unwrap(),
+            _ => mknodat(CWD, &place, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap(),
+        }
+        let mut daemon = Daemon::start(&policy(&state));
+        daemon.line("why", |line| line.contains(&format!("{name} is no regular file")));
+        wait_until("it to be known that nothing is", || {
+            (daemon.metric("postpone_state_loading", &[]) == 0.0).then_some(())
+        });
+        assert!(!daemon.told(&["status"]).contains("192.0.2.7"));
+        fs::rename(&away, &place).unwrap();
+        wait_until("it to be read", || {
+            daemon.told(&["status"]).contains("192.0.2.7").then_some(())
+        });
+        daemon.signal(Signal::TERM);
+        assert_eq!(daemon.exit_code(), Some(0), "{name}");
+    }
+}
+
 #[test]
 fn files_are_the_owners_alone_whatever_the_umask_and_a_folder_that_others_may_write_is_closed() {
     let folder = Folder::new("umask");

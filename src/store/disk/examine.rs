@@ -14,6 +14,7 @@ use super::journal::{holds_commits, journals};
 
 /// Refuses what fjall would abort on, or answer by removing what it does not know.
 pub(super) fn examine(folder: &Path) -> io::Result<()> {
+    holds_only_files(folder)?;
     let trees = folder.join("keyspaces");
     let version = folder.join("version");
     let mut kept = false;
@@ -46,6 +47,24 @@ pub(super) fn examine(folder: &Path) -> io::Result<()> {
         fs::remove_dir_all(folder)?;
     }
     Ok(())
+}
+
+/// Refuses a pipe, which whoever opens it would wait for, a link, which leads elsewhere, and whatever
+/// else we have not made. It is no damage: once it is gone, all is as it was.
+fn holds_only_files(path: &Path) -> io::Result<()> {
+    let kind = match fs::symlink_metadata(path) {
+        Ok(found) => found.file_type(),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if kind.is_dir() {
+        for entry in fs::read_dir(path)? {
+            holds_only_files(&entry?.path())?;
+        }
+        return Ok(());
+    }
+    let strange = || io::Error::other(format!("{} is no regular file", path.display()));
+    kind.is_file().then_some(()).ok_or_else(strange)
 }
 
 /// Whether a tree was begun: its list of files is there, is what was written, and its folder of
