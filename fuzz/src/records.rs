@@ -122,8 +122,7 @@ fn longest(table: &str, json: &str) -> Duration {
         "senders" | "returns" => DAY * 60,
         "neighbourhoods" => DAY,
         "allowed" => DAY * 90,
-        // What lifts maintenance of the settings holds for as long as they name it.
-        "maintenance" => lasting(json).unwrap_or(DAY * 7),
+        "maintenance" => DAY * 7,
         "meters" | "sketches" => DAY * 3,
         // How long offences are remembered after the wait depends on how many there were.
         "penalties" => DAY * 3 + remembered(json),
@@ -133,11 +132,6 @@ fn longest(table: &str, json: &str) -> Duration {
 
 fn is_moment(said: &str) -> bool {
     serde_json::from_str(said).is_ok_and(|said: Said| said.is_moment())
-}
-
-fn lasting(said: &str) -> Option<Duration> {
-    let said: serde_json::Value = serde_json::from_str(said).expect("an object");
-    said["lasting"].as_u64().map(Duration::from_nanos)
 }
 
 fn remembered(penalty: &str) -> Duration {

@@ -185,11 +185,10 @@ impl Said {
         *self == Self::moment(self.until)
     }
 
-    /// When it is over as seen from now. Where it is not known for how long it was said, that is
-    /// `longest`: what lifts maintenance of the settings is said for as long as they name it.
+    /// When it is over as seen from now; `longest` is the longest that can be said.
     pub fn ends(&self, now: Time, longest: Duration) -> Time {
         let said = self.lasting.map_or(longest, |lasting| Duration::from_nanos(lasting.0));
-        self.until.at_most(said, now)
+        self.until.at_most(said.min(longest), now)
     }
 }
 

@@ -49,7 +49,7 @@ pub struct Entry {
 #[derive(Clone, Copy)]
 struct Listed {
     network: IpNet,
-    said: Allowed,
+    said: Said,
 }
 
 impl Listed {
@@ -72,10 +72,8 @@ struct Allowed {
 }
 
 impl Allowed {
-    /// When it ends as seen from now, at the latest after the longest that can be said.
-    fn ends(self, now: Time, longest: Duration) -> Time {
-        let said = Said { until: self.until, lasting: self.lasting };
-        said.ends(now, longest).at_most(longest, now)
+    fn said(self) -> Said {
+        Said { until: self.until, lasting: self.lasting }
     }
 }
 
@@ -91,7 +89,7 @@ impl Record for Allowed {
     }
 
     fn seen_from(&self, now: Time, longest: Duration) -> Option<Self> {
-        let until = self.ends(now, longest);
+        let until = self.said().ends(now, longest);
         (until != self.until).then_some(Self { until, ..*self })
     }
 }
@@ -203,7 +201,7 @@ impl Memory {
         // As they are stored: whoever looks them through knows the moment.
         let listed = |key| {
             let allowed = self.table.copied(key)?;
-            Some(Listed { network: allowed.network?, said: allowed })
+            Some(Listed { network: allowed.network?, said: allowed.said() })
         };
         self.list.store(Arc::new(keys.filter_map(listed).collect()));
     }
