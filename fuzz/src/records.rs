@@ -177,7 +177,9 @@ pub fn sketches(bytes: &[u8]) {
         number.copy_from_slice(&head[from..from + 8]);
         u64::from_le_bytes(number)
     });
-    let (now, window) = (Time::from_nanos(now), Duration::from_nanos(window));
+    // Up to the year 2262, as above, and windows of up to 146 years.
+    let now = Time::from_nanos(now.min(u64::MAX / 2));
+    let window = Duration::from_nanos(window.min(u64::MAX / 4));
     let Some(mut read) = Distinct::decode(sketch) else { return };
     assert_eq!(written(&read), sketch, "what is read is written the same");
     let before = read.count(window, now);
