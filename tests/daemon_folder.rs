@@ -78,7 +78,9 @@ fn a_pipe_or_a_link_among_the_tables_is_refused_and_once_it_is_gone_all_is_as_it
             _ => mknodat(CWD, &place, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap(),
         }
         let mut daemon = Daemon::start(&policy(&state));
-        daemon.line("why", |line| line.contains(&format!("{name} is no regular file")));
+        daemon.line("why", |line| {
+            line.contains(&format!("{name} is neither a regular file nor a folder"))
+        });
         wait_until("it to be known that nothing is", || {
             (daemon.metric("postpone_state_loading", &[]) == 0.0).then_some(())
         });

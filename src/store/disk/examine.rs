@@ -63,7 +63,8 @@ fn holds_only_files(path: &Path) -> io::Result<()> {
         }
         return Ok(());
     }
-    let strange = || io::Error::other(format!("{} is no regular file", path.display()));
+    let strange =
+        || io::Error::other(format!("{} is neither a regular file nor a folder", path.display()));
     kind.is_file().then_some(()).ok_or_else(strange)
 }
 
