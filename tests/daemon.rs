@@ -271,7 +271,9 @@ fn signals_that_mean_no_end_do_not_end_a_daemon_that_has_not_begun_to_serve() {
     fs::remove_file(&file).unwrap();
     folder.write("postpone.toml", settings);
     let pid = Pid::from_child(&daemon);
-    for signal in [Signal::HUP, Signal::USR1, Signal::USR2, Signal::ALARM, Signal::IO] {
+    let timers = [Signal::ALARM, Signal::VTALARM, Signal::PROF];
+    let others = [Signal::HUP, Signal::USR1, Signal::USR2, Signal::IO, Signal::POWER];
+    for signal in timers.into_iter().chain(others) {
         kill_process(pid, signal).unwrap();
     }
     pipe.write_all(settings.as_bytes()).expect("the daemon still reads");

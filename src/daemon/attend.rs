@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::sys::signal::Signal as Number;
 use tokio::runtime::{self, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -24,6 +25,18 @@ pub(super) const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// milliseconds of the main thread, and locks none of it for more than some microseconds.
 const SWEEP_PARTS: usize = 32;
 
+/// Signals that would end the process by default, and that nobody sends to end it. Those that tell of
+/// a fault of ours, and the real-time ones, stay as they are.
+const MEANINGLESS: [Number; 7] = [
+    Number::SIGUSR1,
+    Number::SIGUSR2,
+    Number::SIGALRM,
+    Number::SIGVTALRM,
+    Number::SIGPROF,
+    Number::SIGIO,
+    Number::SIGPWR,
+];
+
 /// What is watched before anything is read: a signal that means no end must not be one because it
 /// comes early. A reload that is asked for then is done once the daemon serves.
 pub struct Early {
@@ -38,9 +51,8 @@ impl Early {
         let inside = runtime.enter();
         let hangup = signal(SignalKind::hangup())?;
         // Tokio's handler stays when nobody listens any more.
-        let meaningless = [SignalKind::user_defined1(), SignalKind::user_defined2()];
-        for kind in meaningless.into_iter().chain([SignalKind::alarm(), SignalKind::io()]) {
-            drop(signal(kind)?);
+        for number in MEANINGLESS {
+            drop(signal(SignalKind::from_raw(number as i32))?);
         }
         drop(inside);
         Ok(Self { runtime, hangup })

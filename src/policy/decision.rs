@@ -224,6 +224,7 @@ impl Display for Measured {
             (Why::Distinct { max, window, .. }, Side::Threshold) => {
                 write!(f, "{max} in {}", Span::from(*window))
             }
+            (Why::Penalty { offences: 1 }, Side::Value) => f.write_str("1 offence"),
             (Why::Penalty { offences }, Side::Value) => write!(f, "{offences} offences"),
             (Why::Penalty { .. }, Side::Threshold) => f.write_str("penalty"),
             (Why::Required { what: Requirement::Tls, .. }, Side::Value) => f.write_str("plain"),

@@ -110,7 +110,7 @@ fn waits(client: &Explained, now: Time) -> Option<(Time, String)> {
         let value = limit.value.as_deref().unwrap_or("0");
         let why = match limit.offences {
             0 => format!("limit {} has counted {value} of {}", limit.name, limit.threshold),
-            offences => format!("limit {} remembers {offences} offences", limit.name),
+            number => format!("limit {} remembers {}", limit.name, offences(number)),
         };
         Some((limit.next?, why))
     });
@@ -254,12 +254,12 @@ fn limit(f: &mut Formatter<'_>, told: &Limited, now: Time) -> fmt::Result {
         (None, Some(clears)) => format!("; clear at {}", at(clears, now)),
         (None, None) => String::new(),
     };
-    let offences = match told.offences {
+    let penalty = match told.offences {
         0 => String::new(),
-        offences => format!("; {offences} offences"),
+        number => format!("; {}", offences(number)),
     };
     let not = if told.applies { "" } else { "; its `when` does not apply to this client" };
-    row(f, "limit", &format!("{head}{value} of {threshold}{clears}{offences}{not}"))
+    row(f, "limit", &format!("{head}{value} of {threshold}{clears}{penalty}{not}"))
 }
 
 fn greylist(f: &mut Formatter<'_>, told: &Greylisted, now: Time) -> fmt::Result {
@@ -336,4 +336,8 @@ impl Display for Sender<'_> {
         }
         Ok(())
     }
+}
+
+fn offences(number: u8) -> String {
+    if number == 1 { "1 offence".into() } else { format!("{number} offences") }
 }
