@@ -20,6 +20,7 @@
 //! - `empty`: `benches/milter/empty.c`, one thread over epoll that knows no session and no rule.
 //!   What the protocol costs; it needs `cc`.
 //! - `postpone-1`, `postpone-2`: the daemon with its default settings and one or two workers.
+//! - `unruled`: the same with one worker and no rule but `[access]`. What the loop and the engine cost.
 //! - `null-pool`, `postpone-pool`: the same on tokio's pool of two threads.
 //!
 //! **Sessions.** `to null` and `to empty` are a subject's rate by that of the other in the same round:
@@ -55,7 +56,7 @@ use postpone::front::listener::Serving;
 use postpone::front::{listen, milter};
 use postpone::meter::key::Secret;
 use postpone::policy::Memory;
-use postpone::setting::OrNone;
+use postpone::setting::{Mode, OrNone};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use tokio::net::UnixListener;
 use tokio::runtime;
@@ -81,8 +82,8 @@ fn main() -> ExitCode {
 
 // --- Sessions -----------------------------------------------------------------------------------
 
-const SUBJECTS: [&str; 6] =
-    ["null", "empty", "postpone-1", "null-pool", "postpone-2", "postpone-pool"];
+const SUBJECTS: [&str; 7] =
+    ["null", "empty", "unruled", "postpone-1", "null-pool", "postpone-2", "postpone-pool"];
 const CONNECTIONS: [usize; 3] = [1, 16, 128];
 /// Many and short, so that what else the machine does falls on all subjects alike.
 const ROUNDS: usize = 18;
@@ -203,7 +204,7 @@ const COUNTED: usize = 5_000;
 fn instructions() {
     let clients: Vec<_> = (0..COUNTED).map(Frames::of).collect();
     println!("instructions a session, of {COUNTED}");
-    for name in ["null", "empty", "postpone-1"] {
+    for name in ["null", "empty", "unruled", "postpone-1"] {
         let [short, long] = [1, 2].map(|times| {
             let mut subject = Subject::start_under(Some("valgrind"), name);
             (0..1 + times).for_each(|_| subject.meet(&clients));
@@ -511,6 +512,7 @@ fn subject(name: &str, socket: &Path) -> ExitCode {
     let served: io::Result<Infallible> = match name {
         "postpone-1" => return serve_daemon(settings(socket, 1)),
         "postpone-2" => return serve_daemon(settings(socket, 2)),
+        "unruled" => return serve_daemon(without_rules(settings(socket, 1))),
         "null" => serve_null(&mut one(), socket),
         "null-pool" => serve_null(&mut pool(), socket),
         "postpone-pool" => serve_postpone(&mut pool(), &settings(socket, 1)),
@@ -532,6 +534,12 @@ fn settings(socket: &Path, workers: u8) -> Settings {
     settings.state.path = OrNone::None;
     settings.access.allow.clear();
     settings.server.workers = workers;
+    settings
+}
+
+fn without_rules(mut settings: Settings) -> Settings {
+    settings.limit.clear();
+    (settings.greylist.mode, settings.behaviour.mode) = (Mode::Off, Mode::Off);
     settings
 }
 

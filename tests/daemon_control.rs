@@ -8,7 +8,7 @@
 mod support;
 
 use std::fs;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -16,6 +16,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::thread;
 
+use postpone::front::control::protocol::{Answer, Kind, Trouble};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use support::daemon::{Daemon, postpone};
@@ -655,4 +656,23 @@ fn a_crowd_that_says_nothing_harms_nobody() {
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.exit_code(), Some(0));
     flood.join().unwrap();
+}
+
+/// Where no daemon serves, anybody may who can make a socket there.
+#[test]
+fn whoever_answers_at_the_socket_cannot_write_to_the_terminal() {
+    let folder = Folder::new("impostor");
+    let path = folder.path().join("control.sock");
+    let theirs = UnixListener::bind(&path).unwrap();
+    let message = "no\u{1b}]0;mine\u{7} such\u{202e} client".to_owned();
+    let answer = Answer::Error(Trouble { kind: Kind::Value, message });
+    let served = thread::spawn(move || {
+        let (mut stream, _) = theirs.accept().unwrap();
+        BufReader::new(stream.try_clone().unwrap()).read_line(&mut String::new()).unwrap();
+        writeln!(stream, "{}", serde_json::to_string(&answer).unwrap()).unwrap();
+    });
+    let said = postpone(&["ctl", "--socket", path.to_str().unwrap(), "status"]);
+    served.join().unwrap();
+    let said = String::from_utf8(said.stderr).unwrap();
+    assert!(said.contains("such") && !said.contains(['\u{1b}', '\u{7}', '\u{202e}']), "{said:?}");
 }

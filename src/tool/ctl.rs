@@ -20,6 +20,7 @@ use crate::front::control::protocol::{
 };
 use crate::front::control::status::whole;
 use crate::setting::OrNone;
+use crate::smtp::harmless::harmless;
 
 /// How long the daemon may take. It answers within milliseconds, but for what is to be on disk.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -97,11 +98,17 @@ impl Display for Failed {
             Self::Strange(path, what) => {
                 write!(
                     f,
-                    "the answer at {} is not from this version of postpone: {what}",
-                    path.display()
+                    "the answer at {} is not from this version of postpone: {}",
+                    path.display(),
+                    harmless(what)
                 )
             }
-            Self::Said(trouble) => write!(f, "{trouble}"),
+            // Whoever answers there need not be our daemon.
+            Self::Said(trouble) => {
+                let said = trouble.to_string();
+                let lines: Vec<_> = said.lines().map(harmless).collect();
+                f.write_str(&lines.join("\n"))
+            }
             Self::Output(error) => write!(f, "{error}"),
         }
     }
