@@ -54,22 +54,28 @@ fn swept(daemon: &Daemon, doubted: bool) {
     });
 }
 
-#[test]
-fn a_clock_that_is_ahead_for_a_moment_wipes_nothing_in_memory_or_on_disk() {
-    let (folder, state) = (Folder::new("clock"), Folder::new("state"));
-    let clock = HostClock::of(&folder);
+/// A daemon that has told a first contact to come back and allowed a network by hand, and ten minutes
+/// later was started again and found the client waiting long enough; and who asks it.
+fn with_a_client_that_is_known(clock: &HostClock, state: &Folder) -> (Daemon, Smtpd) {
+    let state = state.path().join("state");
     clock.is_off_by("-10m");
-    let daemon = start(&clock, &state.path().join("state"));
+    let daemon = start(clock, &state);
     let mut smtpd = Smtpd::dial(&daemon.policy_endpoint);
     assert!(told(&smtpd.ask("198.18.1.1", "anna")) <= 375);
     daemon.told(&["allow", "198.18.9.0/24", "--for", "1d"]);
     stop(daemon);
-
-    // Ten minutes later it comes back and is known.
     clock.is_off_by("+0");
-    let daemon = start(&clock, &state.path().join("state"));
+    let daemon = start(clock, &state);
     let mut smtpd = Smtpd::dial(&daemon.policy_endpoint);
     assert_eq!(smtpd.ask("198.18.1.1", "anna"), DUNNO);
+    (daemon, smtpd)
+}
+
+#[test]
+fn a_clock_that_is_ahead_for_a_moment_wipes_nothing_in_memory_or_on_disk() {
+    let (folder, state) = (Folder::new("clock"), Folder::new("state"));
+    let clock = HostClock::of(&folder);
+    let (daemon, mut smtpd) = with_a_client_that_is_known(&clock, &state);
     assert_eq!((entries(&daemon, "passed"), entries(&daemon, "proven")), (1.0, 1.0));
 
     for off in ["+10y", "+70d"] {
@@ -95,16 +101,7 @@ fn a_clock_that_is_ahead_for_a_moment_wipes_nothing_in_memory_or_on_disk() {
 fn a_clock_that_is_ahead_when_the_daemon_starts_wipes_nothing() {
     let (folder, state) = (Folder::new("clock"), Folder::new("state"));
     let clock = HostClock::of(&folder);
-    clock.is_off_by("-10m");
-    let daemon = start(&clock, &state.path().join("state"));
-    let mut smtpd = Smtpd::dial(&daemon.policy_endpoint);
-    told(&smtpd.ask("198.18.1.1", "anna"));
-    daemon.told(&["allow", "198.18.9.0/24", "--for", "1d"]);
-    stop(daemon);
-    clock.is_off_by("+0");
-    let daemon = start(&clock, &state.path().join("state"));
-    let mut smtpd = Smtpd::dial(&daemon.policy_endpoint);
-    assert_eq!(smtpd.ask("198.18.1.1", "anna"), DUNNO);
+    let (daemon, _) = with_a_client_that_is_known(&clock, &state);
     stop(daemon);
 
     for off in ["+10y", "+70d"] {

@@ -2,9 +2,9 @@
 //!
 //! It begins as one thread that may do everything: that one binds sockets, has another one open the
 //! state, gives up what it does not need any more, and only then starts the rest, the log's first.
-//! Ports open last: when the first answer can be given. Each worker is a thread with a runtime of its own, which serves MTAs and nothing else. The main
-//! thread has signals, metrics, the control socket, the sweep and the service manager, so that none
-//! of them delays a decision.
+//! Ports open last: when the first answer can be given. Each worker is a thread with a runtime of
+//! its own, which serves MTAs and nothing else. The main thread has signals, metrics, the control
+//! socket, the sweep and the service manager, so that none of them delays a decision.
 
 mod attend;
 mod confine;
@@ -27,7 +27,6 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
@@ -44,6 +43,7 @@ use self::state::{Identity, State};
 use self::trouble::Trouble;
 use crate::config::{Named, Settings};
 use crate::engine::Engine;
+use crate::front::listener;
 use crate::store::folder::Refused;
 use crate::store::keeper::Keeper;
 use crate::store::owner::keep_private;
@@ -56,14 +56,7 @@ pub fn serve(early: Early, settings: Settings, named: Named, file: PathBuf) -> E
     let max_sessions = raise_descriptors();
     let service = Arc::new(Service::of_environment());
     let mut notes = Notes::default();
-    let prepared = Prepared::new(&settings, named, &mut notes);
-    let prepared = prepared.and_then(|sockets| {
-        keep_private();
-        let state = early.runtime.block_on(State::of(&settings.state, named, &mut notes))?;
-        state.take_rights()?;
-        let engine = build(&settings, &state, sockets.called.as_deref())?;
-        Ok((sockets, state, engine))
-    });
+    let prepared = prepare(&early, &settings, named, &mut notes);
     let confined = Confined::new(&Needs {
         state: None,
         sockets: &prepared.as_ref().map_or(Vec::new(), |(prepared, ..)| {
@@ -86,7 +79,7 @@ pub fn serve(early: Early, settings: Settings, named: Named, file: PathBuf) -> E
         confined.tell();
         let Prepared { sockets, metrics, control, files, called } = prepared;
         let listeners = settings.listen.iter().map(|listen| listen.door().address).collect();
-        let places = Arc::new(Semaphore::new(max_sessions.min(Semaphore::MAX_PERMITS)));
+        let places = listener::places(max_sessions);
         let sockets = Sockets { served: sockets, listeners, metrics, control, places };
         let (service, logging) = (&service, &logging);
         let daemon = Daemon {
@@ -120,6 +113,22 @@ pub fn serve(early: Early, settings: Settings, named: Named, file: PathBuf) -> E
     };
     logging.finish();
     code.into()
+}
+
+/// What needs rights that are given up afterwards: sockets, the state folder if it answers, and the
+/// policy with its lists.
+fn prepare(
+    early: &Early,
+    settings: &Settings,
+    named: Named,
+    notes: &mut Notes,
+) -> Result<(Prepared, State, Arc<Engine>), Trouble> {
+    let prepared = Prepared::new(settings, named, notes)?;
+    keep_private();
+    let state = early.runtime.block_on(State::of(&settings.state, named, notes))?;
+    state.take_rights()?;
+    let engine = build(settings, &state, prepared.called.as_deref())?;
+    Ok((prepared, state, engine))
 }
 
 /// What holds for the whole of its life.
@@ -281,7 +290,7 @@ impl Daemon<'_> {
             Err(refused) => {
                 let why = opening.dispensable(refused, self.named)?;
                 warn!("no state is kept: {why}");
-                before.engine.awaits_no_state();
+                before.engine.awaits_nothing();
                 return Ok((None, State::None));
             }
         };

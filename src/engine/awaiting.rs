@@ -8,25 +8,29 @@ use crate::policy::maintenance::By;
 use crate::telemetry::Failure;
 
 impl Engine {
-    /// What was kept is not known, and may never be: until then whoever is not found may have been
-    /// kept. It is our own trouble, which lets mail pass.
-    pub fn awaits_state(&self, folder: &dyn Display) {
+    /// What was kept is being read, or will be: until then whoever is not found may have been kept.
+    pub fn awaits_what_was_kept(&self) {
         self.set_whole(false);
-        let detail = format_args!(
-            "{folder} does not answer: until it does, nothing that was learned before is known, \
-             greylisting defers nobody, and what is learned now is not kept"
-        );
-        self.failed(Failure::State, &detail);
     }
 
-    /// Nothing is kept, it has turned out.
-    pub fn awaits_no_state(&self) {
+    /// No more of it is waited for.
+    pub fn awaits_nothing(&self) {
         self.set_whole(true);
     }
 
     fn set_whole(&self, whole: bool) {
         self.memory.kept().for_each(|(_, table)| table.set_whole(whole));
         self.telemetry.state_loading(!whole);
+    }
+
+    /// What was kept is not known, and may never be. It is our own trouble, which lets mail pass.
+    pub fn awaits_state(&self, folder: &dyn Display) {
+        self.awaits_what_was_kept();
+        let detail = format_args!(
+            "{folder} does not answer: until it does, nothing that was learned before is known, \
+             greylisting defers nobody, and what is learned now is not kept"
+        );
+        self.failed(Failure::State, &detail);
     }
 
     /// What was said by hand to an engine that waited for state holds here.

@@ -26,7 +26,7 @@ use tracing::warn;
 use self::desk::Desk;
 use self::protocol::{Answer, Kind, Trouble};
 use super::guests::Guests;
-use super::listener::Bound;
+use super::listener::{ACCEPT_PAUSE, Bound};
 use crate::clock::Time;
 use crate::telemetry::Failure;
 
@@ -39,9 +39,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest line taken, in bytes; a request is some hundred. What is wrong with one is answered in
 /// its own words, which are up to eight times as long when they are escaped.
 const LONGEST_LINE: usize = 4 << 10;
-
-/// How long to wait after accept has failed: as a rule for want of descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How often a line tells of peers that were turned away at most.
 const REFUSAL_LINE_EVERY: Duration = Duration::from_secs(10);

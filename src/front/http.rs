@@ -18,6 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use super::guests::Guests;
+use super::listener::ACCEPT_PAUSE;
 use crate::engine::Engine;
 use crate::telemetry::Failure;
 
@@ -44,7 +45,7 @@ pub async fn serve(listener: std::net::TcpListener, engine: Arc<Engine>) -> io::
             Ok((stream, _)) => guests.take(converse(stream, engine.clone())).await,
             Err(error) => {
                 engine.failed(Failure::Accept, &error);
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }

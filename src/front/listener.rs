@@ -146,6 +146,11 @@ pub struct Serving {
     pub stopping: Stopping,
 }
 
+/// So many places.
+pub fn places(most: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)))
+}
+
 /// Nothing, while connections are taken. Then how long those that are there may go on, from when
 /// that was said last.
 pub type Stopping = watch::Receiver<Option<Duration>>;
@@ -153,8 +158,7 @@ pub type Stopping = watch::Receiver<Option<Duration>>;
 impl Serving {
     /// One that goes on until it is told, with so many places.
     pub fn new(places: usize, stopping: Stopping) -> Self {
-        let places = Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS)));
-        Self { places, stopping }
+        Self { places: self::places(places), stopping }
     }
 
     /// Serves a bound socket on the current runtime. Told to stop, it closes the port, waits for the
@@ -205,7 +209,7 @@ impl Serving {
 
 /// How long accept rests after an error that another attempt would meet again at once: as a rule
 /// EMFILE, until a session has ended.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 enum Socket {
     Inet(TcpListener),

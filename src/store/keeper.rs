@@ -74,13 +74,12 @@ impl Keeper {
     /// [`Kept::set_whole`] says so.
     pub fn start(home: Box<dyn Home>, engine: Arc<Engine>, flush: Duration) -> io::Result<Self> {
         let tables: Vec<_> = engine.memory().kept().collect();
+        engine.awaits_what_was_kept();
         for (_, table) in &tables {
-            table.set_whole(false);
             table.changes().inspect(|changes| changes.begin());
             table.forgotten().begin();
         }
         engine.telemetry().state_written(0, engine.now());
-        engine.telemetry().state_loading(true);
         let (sender, messages) = mpsc::channel();
         let (pulse, keepers) = (Arc::new(Pulse::start()), engine.clone());
         let writer = Writer {
@@ -114,7 +113,7 @@ impl Keeper {
             let detail =
                 format_args!("state is not read: the disk has not answered for {seconds} s");
             self.engine.failed(Failure::State, &detail);
-            everything_is_whole(&self.engine);
+            self.engine.awaits_nothing();
         }
     }
 
@@ -189,7 +188,7 @@ impl Writer {
                     Ok(opened) => (backend, pause) = (Some(opened), FIRST_RETRY),
                     Err(fault) => {
                         self.trouble("cannot be opened", &fault);
-                        self.everything_is_whole();
+                        self.books.engine.awaits_nothing();
                         next_try = flushes.saturating_add(pause);
                         pause = (pause * 2).min(LAST_RETRY);
                     }
@@ -347,7 +346,7 @@ impl Writer {
                 self.known = Known::Whole;
             }
             Known::Salvaged => {
-                self.everything_is_whole();
+                self.books.engine.awaits_nothing();
                 self.write_everything(&**backend, |_| true)?;
                 self.known = Known::Whole;
             }
@@ -400,15 +399,11 @@ impl Writer {
         {
             self.trouble("cannot be set aside", &fault);
         }
-        self.everything_is_whole();
+        self.books.engine.awaits_nothing();
     }
 
     fn trouble(&self, what: &str, fault: &Fault) {
         self.books.engine.failed(Failure::State, &format_args!("state {what}: {fault}"));
-    }
-
-    fn everything_is_whole(&self) {
-        everything_is_whole(&self.books.engine);
     }
 
     /// Waits for so long, and says whether it is time to stop.
@@ -587,7 +582,7 @@ impl Writer {
         if !*stopping {
             let took = self.books.engine.now().since(begun);
             info!(entries, ?took, "state loaded");
-            self.everything_is_whole();
+            self.books.engine.awaits_nothing();
         }
         fault.map_or(Ok(()), Err)
     }
@@ -699,12 +694,6 @@ fn caught<T>(what: impl FnOnce() -> T) -> Result<T, Fault> {
 
 fn panicked() -> Fault {
     Fault::Unable(io::Error::other("a fault of ours, see the log"))
-}
-
-/// There is nothing to wait for.
-fn everything_is_whole(engine: &Engine) {
-    engine.memory().kept().for_each(|(_, table)| table.set_whole(true));
-    engine.telemetry().state_loading(false);
 }
 
 fn missed(table: &dyn Kept) -> bool {

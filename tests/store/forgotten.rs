@@ -4,13 +4,12 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
 use std::time::Duration;
 
 use postpone::clock::Clock;
 
 use crate::host::{DELAY, GREYLIST, Host, clock, of, over_limit, waits};
-use crate::shelf::{Call, Fate, Gate, OpensAtLast, Shelf};
+use crate::shelf::{Call, Fate, Shelf};
 
 /// One message in an hour, and a rest that doubles with each that is too many.
 const LIMITS: &str = "[greylist]\nmode = \"off\"\n[behaviour]\nmode = \"off\"\n[[limit]]\n\
@@ -66,13 +65,7 @@ fn what_is_forgotten_or_ended_while_state_is_being_read_is_not_read_back() {
     let before = of(&shelf.kept(), "proven").len();
     assert_eq!((before, of(&shelf.kept(), "allowed").len()), (1, 1));
 
-    let gate = Arc::new(Gate::default());
-    let _opens = OpensAtLast(gate.clone());
-    let waits_there = gate.clone();
-    shelf.plan(move |call| match call {
-        Call::Scan { .. } => Fate::Waits(waits_there.clone()),
-        _ => Fate::Done,
-    });
+    let (gate, _opens) = shelf.stalls_at(|call| matches!(call, Call::Scan { .. }));
     let host = Host::start(&shelf, &clock, GREYLIST);
     gate.reached_by(1);
     assert!(host.engine.allow_no_more(network), "it may well have been allowed");

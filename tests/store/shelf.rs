@@ -96,6 +96,20 @@ impl Shelf {
         *lock(&self.0.plan) = Plan(Box::new(plan));
     }
 
+    /// From now on these calls wait at this gate, and all others are done.
+    pub(crate) fn stalls_at(
+        &self,
+        mut stalls: impl FnMut(&Call) -> bool + Send + 'static,
+    ) -> (Arc<Gate>, OpensAtLast) {
+        let gate = Arc::new(Gate::default());
+        let waits_there = gate.clone();
+        self.plan(move |call| match stalls(&call) {
+            true => Fate::Waits(waits_there.clone()),
+            false => Fate::Done,
+        });
+        (gate.clone(), OpensAtLast(gate))
+    }
+
     /// Everything works again, for a new process.
     pub(crate) fn repaired(&self) {
         *lock(&self.0.plan) = Plan::default();

@@ -19,13 +19,7 @@ fn unread(
     shelf: &Shelf,
     slice: impl Fn(&str, u8) -> bool + Send + 'static,
 ) -> (Arc<Gate>, OpensAtLast) {
-    let gate = Arc::new(Gate::default());
-    let waits_there = gate.clone();
-    shelf.plan(move |call| match call {
-        Call::Scan { table, byte } if slice(&table, byte) => Fate::Waits(waits_there.clone()),
-        _ => Fate::Done,
-    });
-    (gate.clone(), OpensAtLast(gate))
+    shelf.stalls_at(move |call| matches!(call, Call::Scan { table, byte } if slice(table, *byte)))
 }
 
 /// The first bytes of the keys of a table.

@@ -15,13 +15,7 @@ const BEHIND_SECONDS: &str = "postpone_state_behind_seconds";
 
 /// From now on every commit waits at this gate.
 fn stalled(shelf: &Shelf) -> (Arc<Gate>, OpensAtLast) {
-    let gate = Arc::new(Gate::default());
-    let waits_there = gate.clone();
-    shelf.plan(move |call| match call {
-        Call::Commit => Fate::Waits(waits_there.clone()),
-        _ => Fate::Done,
-    });
-    (gate.clone(), OpensAtLast(gate))
+    shelf.stalls_at(|call| matches!(call, Call::Commit))
 }
 
 /// Everything that changes is on the shelf, as it is in memory.
@@ -133,13 +127,7 @@ fn a_disk_that_hangs_while_it_is_read_is_given_up_with_a_word_and_read_when_it_a
     let before = Host::started(&shelf, &clock, GREYLIST);
     before.gets_to_know(1, "anna");
     before.stop().unwrap();
-    let gate = Arc::new(Gate::default());
-    let _opens = OpensAtLast(gate.clone());
-    let waits_there = gate.clone();
-    shelf.plan(move |call| match call {
-        Call::Scan { .. } => Fate::Waits(waits_there.clone()),
-        _ => Fate::Done,
-    });
+    let (gate, _opens) = shelf.stalls_at(|call| matches!(call, Call::Scan { .. }));
     let host = Host::start(&shelf, &clock, GREYLIST);
     wait_for(PATIENCE * 3, "the disk to be given up", || {
         host.tend();
@@ -307,13 +295,8 @@ fn told_to_stop_while_it_reads_nothing_that_is_unread_is_removed() {
     host.stop().unwrap();
 
     let before = shelf.kept();
-    let gate = Arc::new(Gate::default());
-    let _opens = OpensAtLast(gate.clone());
-    let waits_there = gate.clone();
-    shelf.plan(move |call| match call {
-        Call::Scan { table, .. } if table == "passed" => Fate::Waits(waits_there.clone()),
-        _ => Fate::Done,
-    });
+    let (gate, _opens) =
+        shelf.stalls_at(|call| matches!(call, Call::Scan { table, .. } if table == "passed"));
     let host = Host::start(&shelf, &clock, GREYLIST);
     gate.reached_by(2);
     // There was more to note than there is room for.

@@ -69,8 +69,7 @@ fn write<W: Write>(coming: &Receiver<Message>, waiting: &AtomicUsize, to: &mut L
         match message {
             Message::Line(line) => {
                 waiting.fetch_sub(line.len() + BESIDE_A_LINE, Ordering::Relaxed);
-                // It never fails.
-                let _ = to.write(&line);
+                to.write(&line);
             }
             Message::Reached(reached) => drop(reached.send(())),
         }

@@ -1,7 +1,7 @@
 //! Where lines end up. One that cannot be written is lost and counted; one that was cut is closed
 //! before the next, so that no line begins inside another.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{ErrorKind, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -30,10 +30,9 @@ impl<W: Write> Lines<W> {
         }
         done
     }
-}
 
-impl<W: Write> Write for Lines<W> {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+    /// Writes one more line, or counts it as lost.
+    pub(super) fn write(&mut self, line: &[u8]) {
         if self.cut {
             self.cut = self.put(b"\n") == 0;
         }
@@ -42,16 +41,13 @@ impl<W: Write> Write for Lines<W> {
             self.cut |= done > 0;
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     /// A disk with so much room.
@@ -81,7 +77,7 @@ mod tests {
         let (mut disk, lost) = (Disk { room: 10, holds: Vec::new() }, Arc::default());
         let write = |disk: &mut Disk, cut, text: &[u8]| {
             let mut lines = Lines { to: disk, cut, lost: Arc::clone(&lost) };
-            lines.write_all(text).unwrap();
+            lines.write(text);
             lines.cut
         };
         let cut = write(&mut disk, false, b"first\n");
