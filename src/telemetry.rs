@@ -539,8 +539,7 @@ impl Default for Telemetry {
 }
 
 /// The exporter's text by name and labels: it comes in the order of its hash maps, another one at
-/// each
-/// start.
+/// each start.
 fn in_order(text: &str) -> String {
     let mut families: Vec<_> = text
         .split("\n\n")
@@ -565,8 +564,7 @@ fn count_refusal(metric: &'static str, refusal: &Refusal) {
 }
 
 /// The client begins the line. What it chose stands last, and is recorded as a string, never
-/// formatted
-/// into one, so that the subscriber quotes it.
+/// formatted into one, so that the subscriber quotes it.
 fn line(told: &Told<'_>, refusal: &Refusal, mode: &str, wait: Duration, others: &[Refusal]) {
     let others: Vec<_> = others.iter().map(Refusal::rule).collect();
     let acts = mode == Mode::Enforce.name();

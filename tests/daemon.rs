@@ -1,6 +1,6 @@
 //! The life of the daemon: what it listens on and leaves behind, what it survives, how many
-//! sessions
-//! it holds. With an MTA of our own; the stories with a real Postfix are in `tests/postfix_*.rs`.
+//! sessions it holds. With an MTA of our own; the stories with a real Postfix are in
+//! `tests/postfix_*.rs`.
 
 mod support;
 

@@ -1,6 +1,5 @@
 //! The control socket of the real daemon, and `postpone ctl`: what it tells is true, what it does
-//! is
-//! done, and nobody who comes there does harm. What a real Postfix's clients see of it is in
+//! is done, and nobody who comes there does harm. What a real Postfix's clients see of it is in
 //! `tests/postfix_control.rs`.
 
 #![allow(clippy::unwrap_used)] // what goes wrong in here has to fail the test

@@ -1,6 +1,5 @@
 //! The folder of state in the hands of others: links and pipes in it, rights that are too wide, and
-//! a
-//! folder that goes away while it is used. With the real daemon and a real disk.
+//! a folder that goes away while it is used. With the real daemon and a real disk.
 
 #![allow(clippy::unwrap_used)] // what goes wrong in here has to fail the test
 
@@ -102,12 +101,8 @@ fn files_are_the_owners_alone_whatever_the_umask_and_a_folder_that_others_may_wr
     fs::set_permissions(&state, fs::Permissions::from_mode(0o777)).unwrap();
     let no_umask = ["sh", "-c", "umask 0; exec \"$@\"", "sh"];
     let mut daemon = Daemon::run_by(&no_umask, &[], &policy(&state));
-    let line = daemon.line("the warning", |line| {
-        line.contains(
-            "the state folder was writable by \
-                            other users",
-        )
-    });
+    let line = daemon
+        .line("the warning", |line| line.contains("the state folder was writable by other users"));
     assert!(line.contains("WARN"), "{line}");
     daemon.told(&["maintenance", "on"]);
     daemon.signal(Signal::TERM);
@@ -157,8 +152,7 @@ fn a_folder_that_is_replaced_as_a_whole_is_noticed_and_it_is_said_what_to_do() {
     let counted = || daemon.metric("postpone_failures_total", &[("kind", "state")]) > 0.0;
     wait_until("it to be counted", || counted().then_some(()));
     // Landlock lets the daemon write in the folder that it had, and in no other; without it, the
-    // new
-    // folder is written.
+    // new folder is written.
     wait_until("an end", || {
         let written = state.join("db").exists();
         let told = daemon.lines().iter().any(|line| line.contains("make the folder, and restart"));

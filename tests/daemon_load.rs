@@ -233,8 +233,7 @@ fn a_sensor_that_cannot_be_read_is_off_and_told_once() {
 }
 
 /// Even a file that hangs the thread which reads all of them does not hold a level for ever, nor
-/// the
-/// daemon's end.
+/// the daemon's end.
 #[test]
 fn when_nothing_reads_the_sensors_all_of_them_are_off() {
     let proc = Folder::new("proc");

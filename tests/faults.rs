@@ -1,7 +1,7 @@
-//! A real Postfix with the daemon before it, for ten minutes under mixed load, with random faults: at the
-//! end every message has been delivered once, or is deferred with a reason. It runs when asked for:
-//! `make test-faults SEED=7 TIME=600`. A seed gives the same faults at the same times; what they meet is
-//! the machine's.
+//! A real Postfix with the daemon before it, for ten minutes under mixed load, with random faults:
+//! at the end every message has been delivered once, or is deferred with a reason. It runs when
+//! asked for: `make test-faults SEED=7 TIME=600`. A seed gives the same faults at the same times;
+//! what they meet is the machine's.
 
 #![allow(clippy::print_stdout, reason = "the run is told as it goes")]
 #![allow(unreachable_pub, reason = "nothing outside a test could reach it")]

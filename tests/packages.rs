@@ -1,8 +1,6 @@
 //! What a postmaster does with the packages that `make packages` has left in `packaging/out`:
-//! installs,
-//! upgrades, removes; and what Debian's and Red Hat's own tools say of them. In a Debian that boots
-//! its
-//! own systemd, with Debian's Postfix; `make test-packages` runs it.
+//! installs, upgrades, removes; and what Debian's and Red Hat's own tools say of them. In a Debian
+//! that boots its own systemd, with Debian's Postfix; `make test-packages` runs it.
 
 // What goes wrong has to fail the test at once.
 #![allow(clippy::unwrap_used)]

@@ -165,7 +165,8 @@ pub fn policy(bytes: &[u8]) {
 }
 
 /// A line for the control socket: what is read is printed and read back the same, under a name that
-/// is told to whoever asks for another; what is wrong with another line is said in words that are bounded by its length.
+/// is told to whoever asks for another; what is wrong with another line is said in words that are
+/// bounded by its length.
 pub fn control(line: &[u8]) {
     match Asked::parse(line) {
         Ok(request) => {

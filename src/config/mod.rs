@@ -202,8 +202,7 @@ impl Control {
         match socket.is_some() && listen.iter().any(taken) {
             true => vec![Complaint::error(
                 "socket",
-                "expected a path of its own: a [[listen]] \
-                                           uses this one",
+                "expected a path of its own: a [[listen]] uses this one",
             )],
             false => Vec::new(),
         }
@@ -475,8 +474,7 @@ impl Settings {
     }
 
     /// Whether replies need a name of this host that nobody tells: a policy service is not told
-    /// what
-    /// the MTA calls it, as a milter is.
+    /// what the MTA calls it, as a milter is.
     pub fn must_ask_for_the_name(&self) -> bool {
         let is_policy = |listen: &listen::Params| {
             listen.address().is_some_and(|(_, protocol)| protocol == Protocol::Policy)

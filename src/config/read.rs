@@ -86,8 +86,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Complains about whatever no part has taken. A key that stands above all sections belongs
-    /// into
-    /// one of those that `sections_of` it tells.
+    /// into one of those that `sections_of` it tells.
     pub fn nothing_left(
         &mut self,
         root: DeTable<'a>,
@@ -277,8 +276,7 @@ fn is_of(key: &Spanned<Cow<'_, str>>, value: &Spanned<DeValue<'_>>, at: &Range<u
 }
 
 /// The keys that lead to a place, `.require[2].clients`; which of them in a list of values, the
-/// place
-/// itself tells.
+/// place itself tells.
 fn path_to(value: &Spanned<DeValue<'_>>, at: &Range<usize>) -> String {
     match value.get_ref() {
         DeValue::Table(table) => {
@@ -299,8 +297,7 @@ fn path_to(value: &Spanned<DeValue<'_>>, at: &Range<usize>) -> String {
 }
 
 /// Takes out the innermost key or entry of a list that a place belongs to, and says what it was;
-/// not
-/// the value itself.
+/// not the value itself.
 fn cut(value: &mut Spanned<DeValue<'_>>, at: &Range<usize>) -> Option<Cut> {
     let of = value.span();
     match value.get_mut() {

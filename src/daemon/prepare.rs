@@ -117,8 +117,7 @@ fn bind(
         notes.take(move || {
             warn!(
                 address,
-                "the service manager passed a socket that no [[listen]] names: it is \
-                            closed"
+                "the service manager passed a socket that no [[listen]] names: it is closed"
             );
         });
     }

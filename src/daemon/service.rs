@@ -156,8 +156,7 @@ impl Service {
                 }
                 (false, false) => {
                     error!(
-                        "a worker hangs: no keep-alive is sent to the watchdog until it \
-                            answers"
+                        "a worker hangs: no keep-alive is sent to the watchdog until it answers"
                     );
                     hung = true;
                 }

@@ -246,7 +246,8 @@ impl Identity {
 }
 
 /// Waits until what was said of maintenance before the restart, and who was allowed by hand, has
-/// been read again, so that it holds from the first session on. Where the disk is slow, mail does not wait for it.
+/// been read again, so that it holds from the first session on. Where the disk is slow, mail does
+/// not wait for it.
 async fn maintenance_is_known(engine: &Engine) {
     let mut look = interval(Duration::from_millis(2));
     let memory = engine.memory();

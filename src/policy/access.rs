@@ -228,8 +228,7 @@ impl Access {
     }
 
     /// A warning where the host itself could be refused because it was forgotten: an empty list
-    /// says
-    /// that nobody is meant.
+    /// says that nobody is meant.
     pub fn misses_loopback(&self) -> Option<Complaint> {
         if !self.allows {
             return None;

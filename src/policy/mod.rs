@@ -277,8 +277,7 @@ impl Policy {
     }
 
     /// A client as it is known here: by its IPv4 address, where it stands in an IPv6 one, and by
-    /// its
-    /// last name while the present one is unsure.
+    /// its last name while the present one is unsure.
     pub fn recognised(&self, client: Client, at: Moment) -> Client {
         self.names.recall(client.translated_by(&self.nat64), at)
     }
@@ -403,9 +402,8 @@ impl Policy {
 
     /// A decision about a whole session of this listener that was made at `since`, as it is now:
     /// maintenance may have been ended before its time, or made longer, and a rule taken out by
-    /// hand.
-    /// A session that is let in after all is not charged as a new one; that concerns the few that
-    /// came just before.
+    /// hand. A session that is let in after all is not charged as a new one; that concerns the few
+    /// that came just before.
     pub fn reconsidered(
         &self,
         decision: Decision,
@@ -427,8 +425,7 @@ impl Policy {
     }
 
     /// Whether anything may be refused at DATA where every recipient was judged before. A front
-    /// that
-    /// is told no may leave DATA out.
+    /// that is told no may leave DATA out.
     pub fn speaks_at_data(&self) -> bool {
         self.signals.iter().any(|signal| signal.speaks_at_data())
     }
@@ -475,8 +472,7 @@ impl Policy {
     }
 
     /// A decision about a whole session as it is said again, at another command: nothing is
-    /// accepted
-    /// there, so that it is closed before the MTA does it without a reason.
+    /// accepted there, so that it is closed before the MTA does it without a reason.
     pub fn said_again(&self, decision: Decision, patience: Patience) -> Decision {
         if patience.is_spent(self.most_refusals) { decision.closing() } else { decision }
     }

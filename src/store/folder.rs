@@ -1,11 +1,10 @@
 //! The folder that state lives in.
 //!
 //! ```text
-//! identity     "postpone state 1", the secret that keys are made with: 32 hexadecimal digits,
-//! since
-//!              when this is the same database: "begun", and a time in RFC 3339, and the checksum
-//! of
+//! identity     "postpone state 1", the secret that keys are made with: 32 hexadecimal digits, since
+//!              when this is the same database: "begun", and a time in RFC 3339, and the checksum of
 //!              these lines: "check", and 16 hexadecimal digits (xxh3)
+//! last-run     when somebody last ran over it with a clock that was believed: a time in RFC 3339
 //! lock         held by the one process that uses the folder; its number is in it
 //! db/          the tables, as src/store/disk.rs keeps them
 //! *.damaged-*  what could not be read entirely, set aside at that second since 1970
@@ -13,8 +12,7 @@
 //!
 //! A file without the line "begun", as earlier versions have written it, has begun when it was last
 //! written: it is written once, with the secret. One without the line "check" is given it when it
-//! is
-//! next opened.
+//! is next opened.
 //!
 //! The files are open to their owner alone, whatever the umask is, and no link is followed to them:
 //! see `private`.

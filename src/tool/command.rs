@@ -51,15 +51,13 @@ pub enum Command {
     /// never reads the content of a message.
     ///
     /// It answers from memory, and waits neither for a disk nor for DNS. After an internal error,
-    /// or
-    /// while it is stopped, mail passes if the MTA is configured for that: with
+    /// or while it is stopped, mail passes if the MTA is configured for that: with
     /// `default_action=accept` for a milter of Postfix, `default_action=DUNNO` for a policy
     /// service, and without `F=` in Sendmail.
     ///
     /// Without a settings file the built-in limits hold, which stop floods only. Greylisting is
-    /// then
-    /// in shadow mode. A rule in shadow mode refuses no client: it counts, and logs what it would
-    /// have refused.
+    /// then in shadow mode. A rule in shadow mode refuses no client: it counts, and logs what it
+    /// would have refused.
     #[command(after_long_help = manual::after_serve_help())]
     Serve,
     /// Check the settings file, and show each mistake with its line. Exits with 78 if the file
@@ -89,8 +87,8 @@ pub enum Command {
     /// Check, export or import the state of a stopped daemon.
     ///
     /// The state is in the folder that `--path` names, by default the one in the settings. Exits
-    /// with
-    /// 74 if it cannot be used: it does not exist, a daemon uses it, or a later version wrote it.
+    /// with 74 if it cannot be used: it does not exist, a daemon uses it, or a later version wrote
+    /// it.
     State {
         #[command(subcommand)]
         what: State,
@@ -101,9 +99,8 @@ pub enum Command {
     /// Control the running daemon.
     ///
     /// `--socket` names the daemon's socket, by default `[control] socket` in the settings file
-    /// does.
-    /// Root, the daemon's own user, the owner of the socket and its group may use it. Exits with 69
-    /// if no daemon answers, with 77 if you may not use it.
+    /// does. Root, the daemon's own user, the owner of the socket and its group may use it. Exits
+    /// with 69 if no daemon answers, with 77 if you may not use it.
     #[command(subcommand)]
     Ctl(Ctl),
     /// Explain what a client may do and why, or a decision by its id.
@@ -121,8 +118,7 @@ pub enum Command {
         #[arg(long, value_name = "NAME", requires = "what")]
         name: Option<String>,
         /// A sender of this client. Without a client: the last decisions about this sender, or
-        /// about
-        /// all senders of this domain.
+        /// about all senders of this domain.
         #[arg(long, value_name = "SENDER")]
         sender: Option<String>,
         #[command(flatten)]
@@ -131,16 +127,14 @@ pub enum Command {
     /// Show the decisions in the log, one short line each.
     ///
     /// A line has the time, the action (in parentheses: what a rule in shadow mode would have
-    /// done),
-    /// the client, the rule, the wait, the sender, the recipient, and the id for `explain`. Without
-    /// FILE, the journal of the systemd unit postpone is read.
+    /// done), the client, the rule, the wait, the sender, the recipient, and the id for `explain`.
+    /// Without FILE, the journal of the systemd unit postpone is read.
     Log {
         /// A file with the log, in any of its formats; `-` is standard input.
         #[arg(value_name = "FILE|-")]
         file: Option<PathBuf>,
         /// Go on with new lines as they are written; without --since, begin with the last 1000
-        /// lines of
-        /// the log.
+        /// lines of the log.
         #[arg(short, long)]
         follow: bool,
         /// Begin at this time: "1h" ago, or 2026-11-21T22:07:20Z.
@@ -164,21 +158,18 @@ pub enum Setup {
     /// `smtpd_recipient_restrictions`, but before a closing `permit`, and in
     /// `smtpd_end_of_data_restrictions`. The submission services of master.cf get a milter with
     /// speak = "mail", if that is one clear line; otherwise the lines are shown for you to add.
-    /// Mail
-    /// passes while postpone does not answer.
+    /// Mail passes while postpone does not answer.
     ///
-    /// Existing entries stay as they are, and applying twice changes nothing. An entry that
-    /// names the same address differently counts too; if it would defer mail while postpone is
-    /// away,
-    /// it is corrected.
+    /// Existing entries stay as they are, and applying twice changes nothing. An entry that names
+    /// the same address differently counts too; if it would defer mail while postpone is away, it
+    /// is corrected.
     ///
     /// A change is read back, and `postfix check` must accept it. Otherwise, or if it is
     /// interrupted, the files are restored. Then Postfix is reloaded, if it runs.
     ///
     /// Exits with 0 if it is done or there was nothing to do, with 69 if Postfix is not installed
-    /// or
-    /// could not be reloaded, with 73 if its files cannot be written, with 77 if you are not root,
-    /// with 78 if the settings cannot be used or `postfix check` refuses the change.
+    /// or could not be reloaded, with 73 if its files cannot be written, with 77 if you are not
+    /// root, with 78 if the settings cannot be used or `postfix check` refuses the change.
     Postfix {
         /// Make the change.
         #[arg(long, conflicts_with = "undo")]
@@ -188,8 +179,7 @@ pub enum Setup {
         #[arg(long)]
         undo: bool,
         /// The folder of main.cf, if there are several instances of Postfix [default: MAIL_CONFIG
-        /// in
-        /// the environment, else `postconf -h config_directory`].
+        /// in the environment, else `postconf -h config_directory`].
         #[arg(long, value_name = "DIR")]
         postfix: Option<PathBuf>,
     },
@@ -214,17 +204,14 @@ pub enum State {
     /// Import an export, or what postgrey or sqlgrey has learned.
     ///
     /// Existing entries are kept: of two entries for one key, the stronger stays. So nothing is
-    /// lost,
-    /// and importing twice changes nothing more. At a line that cannot be read it stops with 65;
-    /// the
-    /// lines before it are imported.
+    /// lost, and importing twice changes nothing more. At a line that cannot be read it stops with
+    /// 65; the lines before it are imported.
     ///
     /// An export made with another secret is imported only into a folder without entries. A missing
     /// folder is created.
     ///
     /// postgrey: the text of db_dump (Debian's package db5.3-util), first of one database, then of
-    /// the
-    /// other. Without -h, entries still in postgrey's log files are missing:
+    /// the other. Without -h, entries still in postgrey's log files are missing:
     ///
     ///     db5.3_dump -h /var/lib/postgrey -p postgrey.db | postpone state import -
     ///     db5.3_dump -h /var/lib/postgrey -p postgrey_clients.db | postpone state import -
@@ -335,8 +322,8 @@ pub enum Maintenance {
     /// Refuse new sessions with 421 4.3.2 and the time that is left.
     ///
     /// Running sessions may finish. Maintenance ends by itself, and survives a restart of the
-    /// daemon.
-    /// Clients in `[maintenance] allow` are still served. A second command replaces the end.
+    /// daemon. Clients in `[maintenance] allow` are still served. A second command replaces the
+    /// end.
     On {
         /// How long: "90s", "30m", "2h"; 7d at most [default: 1h]. After 4 hours sending hosts warn
         /// their users; after 4 or 5 days mail bounces.

@@ -1,6 +1,5 @@
 //! `postpone log`: one short line a decision, for eyes. The log itself is for programs and for what
-//! an
-//! administrator wants to know exactly; each line ends with the id that `explain` takes.
+//! an administrator wants to know exactly; each line ends with the id that `explain` takes.
 
 use std::borrow::Cow;
 use std::collections::HashMap;

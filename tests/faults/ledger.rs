@@ -1,5 +1,5 @@
-//! What became of every message and recipient, by the mailbox of the Postfix that receives and the log of
-//! the one that sends.
+//! What became of every message and recipient, by the mailbox of the Postfix that receives and the
+//! log of the one that sends.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -163,8 +163,8 @@ fn nonsense(mx: SocketAddr, source: Ipv4Addr) -> io::Result<()> {
     Ok(())
 }
 
-/// Delivers a message as far as the server lets it, and never comes back with it. If it came to the dot,
-/// its recipients are those that were accepted.
+/// Delivers a message as far as the server lets it, and never comes back with it. If it came to the
+/// dot, its recipients are those that were accepted.
 fn whole(mx: SocketAddr, source: Ipv4Addr, message: &mut Sent) -> io::Result<()> {
     let mut line = Line::dial(mx, source)?;
     line.say("EHLO visitor.example.net")?;

@@ -1,4 +1,5 @@
-//! What is seen of the daemon in a run: how often it was started, what it uses, and what it complains of.
+//! What is seen of the daemon in a run: how often it was started, what it uses, and what it
+//! complains of.
 
 use std::collections::BTreeMap;
 use std::fmt;

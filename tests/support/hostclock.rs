@@ -1,5 +1,5 @@
-//! The wall clock of one daemon, which a story may step while it runs: libfaketime's, which leaves alone
-//! for how long the host has run.
+//! The wall clock of one daemon, which a story may step while it runs: libfaketime's, which leaves
+//! alone for how long the host has run.
 
 use super::Folder;
 use std::fs;

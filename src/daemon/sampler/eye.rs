@@ -134,8 +134,8 @@ impl Eye {
                 let root = match root {
                     Some(root) => root,
                     None if name.is_none() => {
-                        let why = "`path` must name Sendmail's queue folder: \"auto\" asks \
-                                   Postfix only";
+                        let why =
+                            "`path` must name Sendmail's queue folder: \"auto\" asks Postfix only";
                         return pane.seen(Err(why.into()));
                     }
                     None => insist(&pane, postfix::queue_folder).await,

@@ -328,10 +328,9 @@ impl Desk {
         });
         if let Some(longer) = longer {
             let by = if longer.by_settings {
-                "the settings say so so"
+                "the settings say so"
             } else {
-                "an earlier command \
-                                              said so"
+                "an earlier command said so"
             };
             let warning = format!("maintenance lasts longer, until {}: {by}", longer.end());
             maintained.warnings.push(warning);

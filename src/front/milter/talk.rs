@@ -292,8 +292,8 @@ fn socket(payload: &[u8]) -> SocketInfo {
 }
 
 /// The client with its name, if the MTA has confirmed it. Postfix says `unknown` otherwise;
-/// Sendmail
-/// gives the address in brackets, or a name that does not hold, as `{client_resolve}` tells.
+/// Sendmail gives the address in brackets, or a name that does not hold, as `{client_resolve}`
+/// tells.
 fn with_name(client: Client, name: &[u8], told: &OfClient) -> Client {
     let name = std::str::from_utf8(name).unwrap_or_default();
     let is_name = !name.is_empty() && name != "unknown" && !name.starts_with('[');

@@ -246,7 +246,7 @@ impl Said<'_> {
                     err,
                     "warning: Postfix's user {user} may not use {}, so mail would pass unchecked: \
                      set socket_group = \"{user}\" in its [[listen]], and add postpone's user to \
-                                          that group",
+                     that group",
                     path.display()
                 )?;
             }

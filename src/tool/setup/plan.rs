@@ -504,10 +504,8 @@ impl Plan {
             ));
         }
         for name_of in never {
-            self.remarks.push(format!(
-                "{name_of} asks no milter, because of its \
-                                       receive_override_options"
-            ));
+            self.remarks
+                .push(format!("{name_of} asks no milter, because of its receive_override_options"));
         }
     }
 

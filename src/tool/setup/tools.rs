@@ -44,8 +44,7 @@ pub(super) enum Known {
 
 impl Tools {
     /// Finds the programs; the folder is that of the one Postfix there is, unless it is named, to
-    /// us or
-    /// as Postfix's own programs have it named.
+    /// us or as Postfix's own programs have it named.
     pub(super) fn find(folder: Option<&Path>) -> Result<Self, Failed> {
         let mut tools = Self {
             postconf: program("postconf")?,

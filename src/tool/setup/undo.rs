@@ -88,8 +88,7 @@ impl Plan {
         for (name, value) in main.chain(master) {
             if !changed.contains(&name) && names(value) {
                 self.warnings.push(format!(
-                    "{name} = {value} names postpone, and is not changed: \
-                                            remove it yourself"
+                    "{name} = {value} names postpone, and is not changed: remove it yourself"
                 ));
             }
         }

@@ -95,10 +95,8 @@ impl Sender {
             }
             Term::Conversation => {
                 let text = of(self.answered, self.week);
-                let text = format!(
-                    "{text} recipients of the last week have written to its \
-                                    senders"
-                );
+                let text =
+                    format!("{text} recipients of the last week have written to its senders");
                 enough(text, self.week, 5.0)
             }
         }
@@ -189,8 +187,7 @@ mod tests {
         assert_eq!(says(Term::ColdBurst), "85 messages on its first day");
         assert_eq!(
             says(Term::UnknownRecipients),
-            "60 of 60 recipients of the last day do not \
-                                                   exist"
+            "60 of 60 recipients of the last day do not exist"
         );
         assert_eq!(says(Term::Helo), "its HELO is a bare address");
         assert_eq!(says(Term::HeloChurn), "1 HELO name in a day");
